@@ -1,0 +1,16 @@
+//! Layer archives: what a layer's tar says, put on disk and taken from disk again, byte for byte.
+//!
+//! The crate knows neither layers nor drivers. It reads and writes tar streams ([`entry`] is what a member says), keeps
+//! the raw bytes that make a stream reproducible, translates whiteouts, shifts ids and finds what changed in a tree.
+
+pub mod apply;
+pub mod changes;
+pub mod entry;
+pub mod error;
+pub mod idmap;
+pub mod limits;
+pub mod split;
+
+pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
+pub use error::{Defect, Error, ErrorKind, Result};
+pub use idmap::{IdMappings, IdPair, IdRange};
