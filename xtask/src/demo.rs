@@ -1,0 +1,213 @@
+//! The main job, on a throw-away store: a real image through the whole stack and out again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::run::{cargo, find, is_root, line, output, run as execute, top};
+use crate::{image, say};
+
+/// Set in the process that already sits in namespaces of its own.
+const INSIDE: &str = "GRAPHDRIVER_DEMO_INSIDE";
+
+/// Runs the demo on `given`, or on an image it makes.
+pub(crate) fn run(given: Option<PathBuf>) -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "how the demo finds out that it runs in its own namespaces")]
+    let inside = std::env::var_os(INSIDE).is_some();
+    if !inside {
+        execute(cargo().args(["build", "--release", "--package", "driverctl"]))?;
+        let given = given.map(|path| path.canonicalize().with_context(|| path.display().to_string())).transpose()?;
+        return execute(&mut namespaces(given.as_deref())?);
+    }
+    let work = top().join("target/demo");
+    fs::create_dir_all(&work)?;
+    let source = match given {
+        Some(path) => path,
+        None => image::make(&work)?,
+    };
+    let began = Instant::now();
+    let dir = work.join("run");
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("remove the last run's {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir)?;
+    let demo = Demo { dir: dir.clone(), driverctl: top().join("target/release/driverctl") };
+    let result = demo.main_job(&source);
+    // Whatever happened, the store goes; a mount that is still there goes with this mount namespace.
+    let cleaned = demo.driverctl(&["wipe"]).or_else(|_| demo.driverctl(&["shutdown", "--force"]));
+    result?;
+    cleaned?;
+    fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    say(&format!("\nall of it worked, and nothing is left behind: {:.1} s", began.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// This program again, in a mount namespace of its own and, without root, in a user namespace.
+fn namespaces(given: Option<&Path>) -> Result<Command> {
+    let unshare = find("unshare").context("unshare (package util-linux) is not installed")?;
+    let mut command = Command::new(unshare);
+    command.args(["--mount", "--propagation", "private"]);
+    if !is_root() {
+        command.args(["--user", "--map-root-user"]);
+        // With ranges from /etc/subuid the image's other owners exist in the namespace; without, all is squashed to one.
+        let probe = Command::new("unshare").args(["--user", "--map-root-user", "--map-auto", "true"]).output();
+        if probe.is_ok_and(|out| out.status.success()) {
+            command.arg("--map-auto");
+        } else {
+            say("no sub-ids for this user in /etc/subuid and /etc/subgid: every file will belong to one user");
+            command.env("GRAPHDRIVER_DEMO_ONE_ID", "1");
+        }
+    }
+    command.arg(std::env::current_exe()?).arg("demo").args(given).env(INSIDE, "1");
+    Ok(command)
+}
+
+struct Demo {
+    dir: PathBuf,
+    driverctl: PathBuf,
+}
+
+impl Demo {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.driverctl);
+        command.arg("--graph").arg(self.dir.join("root")).arg("--run").arg(self.dir.join("run"));
+        command.args(["--storage-driver", "overlay"]);
+        #[expect(clippy::disallowed_methods, reason = "handed on by the process outside the namespace")]
+        if std::env::var_os("GRAPHDRIVER_DEMO_ONE_ID").is_some() {
+            command.args(["--storage-opt", "overlay.ignore_chown_errors=true"]);
+        }
+        command.args(args);
+        command
+    }
+
+    /// Runs driverctl quietly.
+    fn driverctl(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.command(args))
+    }
+
+    /// Shows the command, runs it, shows what it says.
+    fn show(&self, args: &[&str]) -> Result<String> {
+        say(&format!("\n$ driverctl {}", args.join(" ")));
+        let mut command = self.command(args);
+        let out = command.output().with_context(|| line(&command))?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let rows: Vec<&str> = text.lines().collect();
+        for row in rows.iter().take(24) {
+            say(&format!("  {row}"));
+        }
+        if rows.len() > 24 {
+            say(&format!("  ... {} more", rows.len() - 24));
+        }
+        for row in String::from_utf8_lossy(&out.stderr).lines() {
+            say(&format!("  {row}"));
+        }
+        ensure!(out.status.success(), "driverctl {} failed: {}", args.join(" "), out.status);
+        Ok(text)
+    }
+
+    fn main_job(&self, source: &Path) -> Result<()> {
+        let source = source.to_str().context("the image's path is not UTF-8")?;
+        let loaded = self.show(&["load", "--name", "localhost/demo:1", source])?;
+        ensure!(!loaded.trim().is_empty(), "load printed no image");
+        self.show(&["status"])?;
+        self.show(&["images"])?;
+
+        self.show(&["create-container", "--name", "demo", "localhost/demo:1"])?;
+        let root = self.show(&["mount", "demo"])?.trim().to_owned();
+        let script = "set -e; id -u; echo changed >>/etc/hosts.demo; mkdir -p /srv/demo; echo hello >/srv/demo/file; \
+                      ln -s file /srv/demo/link; ln /srv/demo/file /srv/demo/hard; chmod 4755 /srv/demo/file; \
+                      rm -rf /usr/share/doc /usr/share/demo-data";
+        say(&format!("\n$ chroot {root} /bin/sh -c '...change and delete files...'"));
+        let chroot = find("chroot").context("chroot (package coreutils) is not installed")?;
+        say(&format!("  as uid {}", output(Command::new(chroot).arg(&root).args(["/bin/sh", "-c", script]))?));
+
+        let container = self.driverctl(&["containers", "--json"])?;
+        let layer = field(&container, "layer")?;
+        let changes = self.show(&["changes", &layer])?;
+        for expected in ["Add \"/srv/demo/file\"", "Add \"/srv/demo/hard\"", "Add \"/etc/hosts.demo\""] {
+            ensure!(changes.contains(expected), "changes does not list {expected}");
+        }
+        self.show(&["diffsize", &layer])?;
+        let tar = self.dir.join("changes.tar");
+        self.show(&["diff", "--uncompressed", "--file", &tar.display().to_string(), &layer])?;
+        let members = output(Command::new("tar").arg("-tf").arg(&tar))?;
+        say(&format!("  {} members, {} bytes", members.lines().count(), fs::metadata(&tar)?.len()));
+        ensure!(members.lines().any(|name| name == "srv/demo/file"), "the diff lacks srv/demo/file");
+
+        let out = self.dir.join("out");
+        self.show(&["save", "localhost/demo:1", &format!("oci:{}:1", out.display())])?;
+        let layers = check_layout(&out, &image::diff_ids(source))?;
+        say(&format!("\n{layers} layers exported; every blob has its digest, every layer its diff ID"));
+
+        self.show(&["unmount", "demo"])?;
+        self.show(&["delete-container", "demo"])?;
+        self.show(&["delete-image", "localhost/demo:1"])?;
+        let left = self.driverctl(&["layers", "--quiet"])?;
+        ensure!(left.is_empty(), "layers left in the store: {left}");
+        Ok(())
+    }
+}
+
+/// The first value of a key in a JSON listing.
+fn field(json: &str, key: &str) -> Result<String> {
+    let value: serde_json::Value = serde_json::from_str(json).context("driverctl's JSON")?;
+    let found = value.get(0).and_then(|first| first.get(key)).and_then(|value| value.as_str());
+    found.map(str::to_owned).with_context(|| format!("no {key:?} in {json}"))
+}
+
+/// Recomputes every digest of an OCI layout with the system's own tools; the number of layers of its first image.
+fn check_layout(layout: &Path, came_in: &Option<Vec<String>>) -> Result<usize> {
+    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    let read = |digest: &str| -> Result<serde_json::Value> {
+        let path = blob(digest);
+        Ok(serde_json::from_slice(&fs::read(&path).with_context(|| path.display().to_string())?)?)
+    };
+    let text = |value: &serde_json::Value, pointer: &str| -> Result<String> {
+        let found = value.pointer(pointer).and_then(|value| value.as_str());
+        found.map(str::to_owned).with_context(|| format!("no {pointer} in {value}"))
+    };
+    for entry in fs::read_dir(layout.join("blobs/sha256"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let sum = output(Command::new("sha256sum").arg(&path))?;
+        ensure!(sum.starts_with(&name), "blob {name} has another digest: {sum}");
+    }
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
+    let manifest = read(&text(&index, "/manifests/0/digest")?)?;
+    let config = read(&text(&manifest, "/config/digest")?)?;
+    let empty = Vec::new();
+    let layers = manifest.pointer("/layers").and_then(|v| v.as_array()).unwrap_or(&empty);
+    let diff_ids = config.pointer("/rootfs/diff_ids").and_then(|v| v.as_array()).unwrap_or(&empty);
+    ensure!(
+        !layers.is_empty() && layers.len() == diff_ids.len(),
+        "{} layers, {} diff IDs",
+        layers.len(),
+        diff_ids.len()
+    );
+    for (layer, diff_id) in layers.iter().zip(diff_ids) {
+        let digest = text(layer, "/digest")?;
+        let media_type = text(layer, "/mediaType")?;
+        let unpack = match media_type.rsplit_once(['+', '.']) {
+            Some((_, "gzip")) => "gzip -dc",
+            Some((_, "zstd")) => "zstd -dc",
+            Some((_, "tar")) => "cat",
+            _ => bail!("layer {digest} has media type {media_type}"),
+        };
+        let sum = output(
+            Command::new("sh").args(["-c", &format!("{unpack} | sha256sum")]).stdin(fs::File::open(blob(&digest))?),
+        )?;
+        let diff_id = diff_id.as_str().unwrap_or_default();
+        ensure!(
+            diff_id == format!("sha256:{}", sum.trim_end_matches([' ', '-'])),
+            "layer {digest}: {sum} is not {diff_id}"
+        );
+    }
+    if let Some(came_in) = came_in {
+        let went_out: Vec<String> = diff_ids.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+        ensure!(&went_out == came_in, "the image came in with other diff IDs");
+    }
+    Ok(layers.len())
+}

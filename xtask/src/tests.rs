@@ -1,0 +1,136 @@
+//! Checks, tests, benches and fuzzing.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{cargo, find, have, is_root, run as execute, top};
+use crate::say;
+
+/// Debian packages of the tests: the peers that are compared with, file systems, and tools for making awkward archives.
+const PACKAGES: &[(&str, &str)] = &[
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("skopeo", "skopeo"),
+    ("containers-storage", "containers-storage"),
+    ("umoci", "umoci"),
+    ("runc", "runc"),
+    ("debootstrap", "debootstrap"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("busybox", "busybox-static"),
+    ("bsdtar", "libarchive-tools"),
+    ("python3", "python3-minimal"),
+    ("zstd", "zstd"),
+    ("xz", "xz-utils"),
+    ("bzip2", "bzip2"),
+    ("pigz", "pigz"),
+    ("setfattr", "attr"),
+    ("setfacl", "acl"),
+    ("setcap", "libcap2-bin"),
+    ("newuidmap", "uidmap"),
+    ("strace", "strace"),
+    ("losetup", "mount"),
+    ("unshare", "util-linux"),
+];
+
+/// Installs what is missing, when that is possible.
+pub(crate) fn install_packages() -> Result<()> {
+    let missing: BTreeSet<&str> =
+        PACKAGES.iter().filter(|(program, _)| !have(program)).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        let list = missing.iter().copied().collect::<Vec<_>>().join(" ");
+        if !is_root() || !have("apt-get") {
+            say(&format!("not installed, so the tests that need them will say that they are skipped: {list}"));
+        } else {
+            say(&format!("installing {list}"));
+            execute(Command::new("apt-get").args(["update", "-qq"]))?;
+            execute(
+                Command::new("apt-get")
+                    .args(["install", "-y", "-qq", "--no-install-recommends"])
+                    .args(&missing)
+                    .env("DEBIAN_FRONTEND", "noninteractive"),
+            )?;
+        }
+    }
+    if find("cargo-nextest").is_none()
+        && cargo().args(["nextest", "--version"]).output().is_ok_and(|o| !o.status.success())
+    {
+        say("installing cargo-nextest");
+        execute(cargo().args(["install", "cargo-nextest", "--locked"]))?;
+    }
+    Ok(())
+}
+
+/// Everything that has to hold before a change is good.
+fn check_and_test(args: &[String]) -> Result<()> {
+    execute(cargo().args(["fmt", "--all", "--check"]))?;
+    execute(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // The tests run the command line too, as its users have it.
+    execute(cargo().args(["build", "--quiet", "--workspace", "--bins", "--examples"]))?;
+    let junit = top().join("target/nextest/ci/junit.xml");
+    let tests = execute(cargo().args(["nextest", "run", "--workspace", "--profile", "ci"]).args(args));
+    skipped(&junit)?;
+    tests?;
+    if args.is_empty() {
+        execute(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+    }
+    Ok(())
+}
+
+/// Installs, then tests.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    install_packages()?;
+    check_and_test(args)
+}
+
+/// Prints what tests said they left out, each reason once.
+fn skipped(junit: &std::path::Path) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(junit) else { return Ok(()) };
+    let mut reasons: BTreeSet<String> = BTreeSet::new();
+    for line in text.lines() {
+        if let Some((_, reason)) = line.split_once("skipped: ") {
+            let reason = reason.replace("&quot;", "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+            reasons.insert(reason.trim_end_matches("</system-err>").trim_end_matches("</system-out>").to_owned());
+        }
+    }
+    if reasons.is_empty() {
+        say("nothing was skipped");
+    }
+    for reason in reasons {
+        say(&format!("skipped: {reason}"));
+    }
+    Ok(())
+}
+
+/// Makes the benchmark data.
+pub(crate) fn perfdata(dir: Option<&str>) -> Result<()> {
+    let dir = dir.map_or_else(|| top().join("target/perfdata"), Into::into);
+    execute(Command::new("bash").arg(top().join("benches/perfdata/make-perfdata.sh")).arg(dir))
+}
+
+/// Runs the benches.
+pub(crate) fn bench(args: &[String]) -> Result<()> {
+    execute(cargo().args(["build", "--release", "--package", "driverctl", "--package", "graph-benches"]))?;
+    execute(Command::new(top().join("target/release/graph-benches")).args(args).current_dir(top()))
+}
+
+/// Runs every fuzz target for a while.
+pub(crate) fn fuzz(seconds: Option<&str>) -> Result<()> {
+    let seconds: u32 = seconds.unwrap_or("600").parse().context("SECONDS is a whole number")?;
+    if cargo().args(["fuzz", "--version"]).output().is_ok_and(|o| !o.status.success()) {
+        bail!("cargo-fuzz is not installed: cargo install cargo-fuzz (it needs a nightly toolchain)");
+    }
+    for target in ["decoder", "tar_split", "apply"] {
+        say(&format!("fuzzing {target} for {seconds} s"));
+        execute(
+            Command::new("cargo")
+                .args(["+nightly", "fuzz", "run", target, "--", "-rss_limit_mb=1024"])
+                .arg(format!("-max_total_time={seconds}"))
+                .current_dir(top()),
+        )?;
+    }
+    Ok(())
+}
