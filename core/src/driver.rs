@@ -262,6 +262,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// Makes a layer with the contents of `template`, whose parent is `parent`.
     #[doc(alias = "CreateFromTemplate")]
+    #[expect(clippy::too_many_arguments, reason = "the well-known call of the Go drivers, argument by argument")]
     fn create_from_template(
         &self,
         id: &LayerId,

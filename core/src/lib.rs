@@ -3,6 +3,7 @@
 pub mod driver;
 pub mod error;
 pub mod id;
+pub mod refcount;
 pub mod registry;
 
 pub use driver::Driver;

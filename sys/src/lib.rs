@@ -3,7 +3,9 @@
 //! Plain calls that the `rustix` crate wraps safely are handed on as they are in [`fs`], [`io`], [`process`] and
 //! [`thread`]; what it lacks, or what needs a rule of ours to be safe, has a module here.
 
-pub use rustix::{io, process, thread};
+pub mod remove;
+
+pub use rustix::{io, process, rand, thread, time};
 
 /// Files and directories by descriptor.
 pub mod fs {
