@@ -10,6 +10,7 @@ pub mod error;
 pub mod idmap;
 pub mod limits;
 pub mod split;
+pub mod whiteout;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
 pub use error::{Defect, Error, ErrorKind, Result};

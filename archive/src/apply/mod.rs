@@ -1,8 +1,14 @@
 //! Putting a layer's archive into a directory.
 
-use std::io;
+mod options;
+
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+
+pub use options::{ApplyOptions, OverlayOptions, Style, WhiteoutForm, XattrNamespace};
 
 use crate::entry::Entry;
+use crate::error::{Error, Result};
 
 /// Where a member's content can be found when the archive is to be put together again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,4 +65,14 @@ pub struct ApplyReport {
     pub gids: Vec<u32>,
     /// Things that could not be kept and why, one sentence each, each kind once.
     pub notices: Vec<String>,
+}
+
+/// Applies the archive that `reader` gives, uncompressed, to the directory `root`.
+///
+/// # Errors
+/// Typed, naming entry and offset. What has been made below `root` by then stays there: the caller applies to a staging
+/// directory and removes it. Nothing outside `root` is ever touched.
+pub fn apply(root: BorrowedFd<'_>, reader: impl Read, options: ApplyOptions<'_>) -> Result<ApplyReport> {
+    let _ = (root, reader, options);
+    Err(Error::Unsupported { what: "applying an archive".to_owned(), path: Vec::new() })
 }
