@@ -84,7 +84,8 @@ pub struct Entry {
     pub link_target: Vec<u8>,
     /// Bytes of content that a reader of the file sees (for a sparse file: with its holes). 0 for all but files.
     pub size: u64,
-    /// Where the data of a sparse file lies, ascending and not overlapping; `None` for a file without holes.
+    /// Where the data of a file that is archived as sparse lies, ascending, neither overlapping nor empty nor adjoining;
+    /// `None` for a file that is archived whole.
     pub sparse: Option<Vec<SparseRun>>,
     /// Owner, mode, times, xattrs.
     pub metadata: Metadata,

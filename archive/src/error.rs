@@ -187,6 +187,16 @@ impl Error {
     pub fn input(entry: impl Into<Vec<u8>>, offset: u64, defect: Defect) -> Self {
         Self::Input { entry: entry.into(), offset, defect }
     }
+
+    /// The same error, naming `entry` if it names none yet: a decompressor does not know which member it is reading.
+    pub(crate) fn about(mut self, name: &[u8]) -> Self {
+        if let Self::Input { entry, .. } | Self::Limit { entry, .. } = &mut self
+            && entry.is_empty()
+        {
+            entry.extend_from_slice(name);
+        }
+        self
+    }
 }
 
 /// The result type of this crate.

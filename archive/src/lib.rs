@@ -11,6 +11,7 @@ pub mod idmap;
 pub mod limits;
 pub mod split;
 pub mod whiteout;
+pub mod tar;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
 pub use error::{Defect, Error, ErrorKind, Result};
