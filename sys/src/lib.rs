@@ -2,10 +2,25 @@
 //!
 //! Plain calls that the `rustix` crate wraps safely are handed on as they are in [`fs`], [`io`], [`process`] and
 //! [`thread`]; what it lacks, or what needs a rule of ours to be safe, has a module here.
+//!
+//! Names and paths are bytes, descriptors are [`OwnedFd`](std::os::fd::OwnedFd) and
+//! [`BorrowedFd`](std::os::fd::BorrowedFd), and plain calls fail with [`io::Errno`], so that a caller can match on it
+//! and add operation, path and layer.
 
+pub use rustix::{io, path, process, rand, thread, time};
+
+pub mod getdents;
+pub mod namespace;
+mod procfs;
+pub mod reflink;
 pub mod remove;
-
-pub use rustix::{io, process, rand, thread, time};
+pub mod resolve;
+pub mod special;
+pub mod statfs;
+pub mod statx;
+pub mod sync;
+mod syscall;
+pub mod xattr;
 
 /// Files and directories by descriptor.
 pub mod fs {
