@@ -118,8 +118,10 @@ pub struct Capabilities {
     pub reflink: bool,
     /// The most layers that can be below one layer; `None` for no limit.
     pub max_depth: Option<usize>,
-    /// Additional, read-only stores can be used.
+    /// Additional, read-only stores can be used (option `imagestore`).
     pub additional_stores: bool,
+    /// `get` with `ro` gives a tree that refuses writes.
+    pub read_only_mounts: bool,
 }
 
 /// A deletion that has begun: the layer is gone from the driver, its files are not yet removed.

@@ -1,5 +1,7 @@
 //! The graph-driver contract.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod driver;
 pub mod error;
 pub mod id;
