@@ -1,6 +1,30 @@
 //! tar-split: what is needed, beside the files of a layer, to put its archive together again byte for byte.
+//!
+//! A tar-split is a list of records ([`format`]): raw bytes of the archive (headers, padding, end blocks), and, where the
+//! content of a file stood, the file's name, size and checksum. [`Packer`] makes the list while the archive is applied,
+//! [`assemble`] puts the archive together from the list and the files.
+//!
+//! Readers of other makers refuse a list that names one file twice, and need every file's content under its name. Where
+//! an archive replaces its own members, [`Packer`] therefore keeps what is lost and moves it into the list as raw bytes
+//! when the archive has ended ([`Repair`]).
+
+mod assemble;
+pub mod crc64;
+mod file;
+pub mod format;
+mod getter;
+mod kept;
+mod names;
+mod packer;
+mod repair;
 
 use std::fs::File;
+
+pub use assemble::{assemble, verify};
+pub use file::{GzipPacker, gzip_writer};
+pub use getter::DirectoryGetter;
+pub use packer::{Packed, Packer};
+pub use repair::Repair;
 
 use crate::error::Result;
 
