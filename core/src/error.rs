@@ -65,6 +65,12 @@ pub enum Error {
         /// How many the driver can stack.
         limit: usize,
     },
+    /// Somebody else holds a lock, and the caller did not want to wait for it.
+    #[error("{busy}: try again later")]
+    Locked {
+        /// The lock file and its holders.
+        busy: crate::lockfile::Busy,
+    },
     /// An option that does not exist, or a value that it does not take.
     #[error("{place}: {problem}")]
     Config {
@@ -128,6 +134,8 @@ pub enum ErrorKind {
     Corrupt,
     /// Too many layers.
     TooDeep,
+    /// Locked by somebody else.
+    Locked,
     /// Bad configuration.
     Config,
     /// Not an operation of this driver.
@@ -153,6 +161,7 @@ impl Error {
             Self::InUse { .. } => ErrorKind::InUse,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::TooDeep { .. } => ErrorKind::TooDeep,
+            Self::Locked { .. } => ErrorKind::Locked,
             Self::Config { .. } => ErrorKind::Config,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::InvalidId(_) => ErrorKind::InvalidArgument,

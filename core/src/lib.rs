@@ -4,9 +4,12 @@
 pub mod conformance;
 pub mod driver;
 pub mod error;
+pub mod fsutil;
 pub mod id;
+pub mod lockfile;
 pub mod refcount;
 pub mod registry;
+pub mod tempdir;
 
 pub use driver::Driver;
 pub use error::{Error, ErrorKind, Result};

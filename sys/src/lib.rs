@@ -10,6 +10,7 @@
 pub use rustix::{io, path, process, rand, thread, time};
 
 pub mod getdents;
+pub mod lock;
 pub mod namespace;
 mod procfs;
 pub mod reflink;
