@@ -227,6 +227,13 @@ pub trait StagedLayer: Send + fmt::Debug {
     /// As [`Driver::apply_diff`]; the staged layer can then only be dropped.
     fn apply(&mut self, diff: &mut dyn Read, options: &mut ApplyDiffOptions<'_>) -> Result<ApplyReport>;
 
+    /// Gives access to the files of the staged layer's own diff, as [`Driver::diff_getter`] does for a published one.
+    /// tar-split needs it when an archive replaces members of its own.
+    ///
+    /// # Errors
+    /// The system's.
+    fn diff_getter(&self) -> Result<Box<dyn FileGetter + Send + '_>>;
+
     /// Flushes the data to disk (one syncfs), so that publishing cannot outrun it. Without a lock.
     ///
     /// # Errors
