@@ -5,15 +5,13 @@
 
 pub mod apply;
 pub mod changes;
-pub mod compress;
-pub mod digest;
 pub mod entry;
 pub mod error;
 pub mod idmap;
 pub mod limits;
 pub mod split;
-pub mod tar;
 pub mod whiteout;
+pub mod tar;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
 pub use error::{Defect, Error, ErrorKind, Result};
