@@ -5,13 +5,15 @@
 
 pub mod apply;
 pub mod changes;
+pub mod compress;
+pub mod digest;
 pub mod entry;
 pub mod error;
 pub mod idmap;
 pub mod limits;
 pub mod split;
-pub mod whiteout;
 pub mod tar;
+pub mod whiteout;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
 pub use error::{Defect, Error, ErrorKind, Result};

@@ -15,8 +15,11 @@ pub struct Limits {
     pub total_bytes: u64,
     /// Uncompressed bytes for each compressed byte, looked at after the first 64 MiB of output. Deflate cannot pass 1,032.
     pub ratio: u64,
-    /// Runs of one sparse file.
+    /// Runs of one sparse file. With the default a map takes 4 MiB of memory at most.
     pub sparse_runs: u64,
+    /// Bytes of memory that a compressed stream may ask for to be read (the window of zstd, the dictionary of xz). The
+    /// zstd tool takes no more than 128 MiB unless told to.
+    pub window_bytes: u64,
 }
 
 impl Default for Limits {
@@ -28,7 +31,8 @@ impl Default for Limits {
             xattr_bytes: 1 << 20,
             total_bytes: 1 << 40,
             ratio: 2_000,
-            sparse_runs: 1 << 20,
+            sparse_runs: 1 << 18,
+            window_bytes: 128 << 20,
         }
     }
 }
@@ -43,5 +47,6 @@ impl Limits {
         total_bytes: u64::MAX,
         ratio: u64::MAX,
         sparse_runs: u64::MAX,
+        window_bytes: u64::MAX,
     };
 }

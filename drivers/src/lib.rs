@@ -1,4 +1,1 @@
-//! The graph drivers.
-
-#[cfg(feature = "overlay")]
-pub mod overlay;
+//! placeholder

@@ -1,0 +1,209 @@
+//! Layers: listing, making, showing, deleting.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use graph_archive::{IdMappings, IdRange};
+use graph_store::{Container, CreateLayer, Expected, Image, Layer, Store, Stored};
+
+use super::{Outcome, each, id_and_names, optional};
+use crate::cli::{Listing, NewLayer, Objects};
+use crate::output::{self, safe};
+use crate::{id_map, progress};
+
+/// What uses layers, by layer.
+struct Users {
+    images: Vec<Stored<Image>>,
+    containers: Vec<Stored<Container>>,
+}
+
+impl Users {
+    fn of(store: &Store) -> Result<Self> {
+        Ok(Self { images: store.images()?, containers: store.containers()? })
+    }
+
+    fn images<'u>(&'u self, layer: &'u str) -> impl Iterator<Item = &'u Stored<Image>> {
+        self.images.iter().filter(move |image| image.top_layers().any(|top| top == layer))
+    }
+
+    fn containers<'u>(&'u self, layer: &'u str) -> impl Iterator<Item = &'u Stored<Container>> {
+        self.containers.iter().filter(move |container| container.layer == layer)
+    }
+}
+
+pub(crate) fn list(store: &Store, listing: &Listing, tree: bool) -> Result<Outcome> {
+    let layers = store.layers()?;
+    if listing.json.json {
+        let records: Vec<&Layer> = layers.iter().map(|layer| &**layer.record()).collect();
+        output::json(&(!records.is_empty()).then_some(records))?;
+    } else if tree {
+        print_tree(store, &layers)?;
+    } else if listing.quiet {
+        for layer in &layers {
+            output::line(&safe(&layer.id))?;
+        }
+    } else {
+        let users = Users::of(store)?;
+        for layer in &layers {
+            output::line(&safe(&layer.id))?;
+            for name in &layer.names {
+                output::line(&format!("\tname: {}", safe(name)))?;
+            }
+            for image in users.images(&layer.id) {
+                output::line(&format!("\timage: {}", safe(&image.id)))?;
+                for name in &image.names {
+                    output::line(&format!("\t\tname: {}", safe(name)))?;
+                }
+            }
+            for container in users.containers(&layer.id) {
+                output::line(&format!("\tcontainer: {}", safe(&container.id)))?;
+                for name in &container.names {
+                    output::line(&format!("\t\tname: {}", safe(name)))?;
+                }
+            }
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn print_tree(store: &Store, layers: &[Stored<Layer>]) -> Result<()> {
+    let users = Users::of(store)?;
+    let mut children: BTreeMap<&str, Vec<&Stored<Layer>>> = BTreeMap::new();
+    for layer in layers {
+        children.entry(layer.parent.as_str()).or_default().push(layer);
+    }
+    // Layers whose parent nobody knows hang below their parent's id.
+    let roots = children.keys().copied().filter(|parent| !layers.iter().any(|layer| layer.id == *parent));
+    for root in roots.collect::<Vec<_>>() {
+        output::line(if root.is_empty() { "(base)" } else { root })?;
+        // (layer, indent of its line, whether it is its parent's last child): deep stacks must not overflow ours.
+        let mut pending: Vec<(&Stored<Layer>, String, bool)> = Vec::new();
+        push_children(&children, root, "", &mut pending);
+        while let Some((layer, indent, last)) = pending.pop() {
+            output::line(&format!("{indent}{}{}", if last { "└─" } else { "├─" }, safe(&layer.id)))?;
+            let inner = format!("{indent}{}", if last { "  " } else { "│ " });
+            let has_children = children.contains_key(layer.id.as_str());
+            let note = format!("{inner}{}", if has_children { "│ " } else { "  " });
+            for name in &layer.names {
+                output::line(&format!("{note}name: {}", safe(name)))?;
+            }
+            for image in users.images(&layer.id) {
+                output::line(&format!("{note}image: {}", safe(&image.id)))?;
+                for name in &image.names {
+                    output::line(&format!("{note}image name: {}", safe(name)))?;
+                }
+            }
+            for container in users.containers(&layer.id) {
+                output::line(&format!("{note}container: {}", safe(&container.id)))?;
+                for name in &container.names {
+                    output::line(&format!("{note}container name: {}", safe(name)))?;
+                }
+            }
+            push_children(&children, &layer.id, &inner, &mut pending);
+        }
+    }
+    Ok(())
+}
+
+fn push_children<'l>(
+    children: &BTreeMap<&str, Vec<&'l Stored<Layer>>>,
+    parent: &str,
+    indent: &str,
+    pending: &mut Vec<(&'l Stored<Layer>, String, bool)>,
+) {
+    let all = children.get(parent).map(Vec::as_slice).unwrap_or_default();
+    for (index, child) in all.iter().enumerate().rev() {
+        pending.push((child, indent.to_owned(), index + 1 == all.len()));
+    }
+}
+
+fn options(words: &NewLayer) -> Result<CreateLayer> {
+    Ok(CreateLayer {
+        id: optional(words.id.as_deref()),
+        parent: optional(words.parent.as_deref()),
+        names: words.name.clone(),
+        read_write: !words.readonly,
+        mappings: id_map::parse(&words.id_map)?,
+        mount_label: words.label.clone().unwrap_or_default(),
+        ..CreateLayer::default()
+    })
+}
+
+pub(crate) fn create(store: &Store, words: &NewLayer) -> Result<Outcome> {
+    print(&store.create_layer(&options(words)?)?, words.json.json)
+}
+
+pub(crate) fn import(store: &Store, words: &NewLayer, file: Option<&Path>) -> Result<Outcome> {
+    let (input, bytes) = input(file)?;
+    let bar = progress::bytes("importing", bytes);
+    let mut input = bar.wrap_read(input);
+    let imported = store.import_layer(&options(words)?, &Expected::default(), &mut input);
+    bar.finish_and_clear();
+    print(&imported?.layer, words.json.json)
+}
+
+/// The named file, or standard input; its size where that is known.
+pub(crate) fn input(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>)> {
+    match file {
+        Some(path) => {
+            let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+            let bytes = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
+            Ok((Box::new(file), bytes))
+        }
+        None => Ok((Box::new(std::io::stdin()), None)),
+    }
+}
+
+fn print(layer: &Stored<Layer>, json: bool) -> Result<Outcome> {
+    if json {
+        output::json(&**layer.record())?;
+    } else {
+        id_and_names(&layer.id, &layer.names)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Lines of a mapping, as `layer` shows it.
+fn mapping(kind: &str, ranges: &[IdRange]) -> Result<()> {
+    for range in ranges {
+        let IdRange { container_id, host_id, size } = range;
+        output::line(&format!("{kind} mapping: (container={container_id}, host={host_id}, size={size})"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn show(store: &Store, words: &Objects) -> Result<Outcome> {
+    let found: Vec<Stored<Layer>> = words.objects.iter().filter_map(|object| store.layer(object).ok()).collect();
+    if words.json.json {
+        output::json(&found.iter().map(|layer| &**layer.record()).collect::<Vec<_>>())?;
+    } else {
+        for layer in &found {
+            output::line(&format!("ID: {}", safe(&layer.id)))?;
+            let IdMappings { uids, gids } = layer.mappings();
+            mapping("UID", &uids)?;
+            mapping("GID", &gids)?;
+            if !layer.parent.is_empty() {
+                output::line(&format!("Parent: {}", safe(&layer.parent)))?;
+            }
+            for name in &layer.names {
+                output::line(&format!("Name: {}", safe(name)))?;
+            }
+            if layer.is_read_only() {
+                output::line("Read Only: true")?;
+            }
+        }
+    }
+    Ok(if found.len() == words.objects.len() { Outcome::Done } else { Outcome::Failed })
+}
+
+pub(crate) fn delete(store: &Store, words: &Objects) -> Result<Outcome> {
+    each(&words.objects, words.json.json, |layer| match store.delete_layer(layer) {
+        Err(error) if error.kind() == graph_store::ErrorKind::LayerNotKnown => {
+            Err(anyhow::anyhow!("identifier is not a layer"))
+        }
+        other => other.map_err(anyhow::Error::from),
+    })
+}

@@ -1,0 +1,92 @@
+//! One module for each kind of verb.
+
+pub(crate) mod containers;
+pub(crate) mod diffs;
+pub(crate) mod images;
+pub(crate) mod layers;
+pub(crate) mod mounts;
+pub(crate) mod stores;
+pub(crate) mod transfer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::output;
+
+/// Whether all objects of a command were dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All.
+    Done,
+    /// Some failed; what and why has been printed.
+    Failed,
+}
+
+/// The whole chain of causes on one line.
+pub(crate) fn chain(error: impl Into<anyhow::Error>) -> String {
+    let error = error.into();
+    let mut text = String::new();
+    let mut last = String::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        // Transparent wrappers say what their cause says.
+        if part == last {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&part);
+        last = part;
+    }
+    output::safe(&text)
+}
+
+/// Does something for each object; errors are printed as `<object>: <error>`, or as JSON `{"<object>": "<error>"}`.
+pub(crate) fn each<E: Into<anyhow::Error>>(
+    objects: &[String],
+    json: bool,
+    mut action: impl FnMut(&str) -> Result<(), E>,
+) -> Result<Outcome> {
+    let mut answers: BTreeMap<&str, String> = BTreeMap::new();
+    for object in objects {
+        let answer = action(object).err().map(chain).unwrap_or_default();
+        if !answer.is_empty() && !json {
+            output::complain(&format!("{}: {answer}", output::safe(object)));
+        }
+        answers.insert(object, answer);
+    }
+    if json {
+        output::json(&answers)?;
+    }
+    Ok(if answers.values().all(String::is_empty) { Outcome::Done } else { Outcome::Failed })
+}
+
+/// An id or a name, where the empty word means none.
+pub(crate) fn optional(word: Option<&str>) -> Option<String> {
+    word.filter(|word| !word.is_empty()).map(str::to_owned)
+}
+
+/// An id, then its names.
+pub(crate) fn id_and_names(id: &str, names: &[String]) -> Result<()> {
+    output::line(&output::safe(id))?;
+    for name in names {
+        output::line(&format!("\t{}", output::safe(name)))?;
+    }
+    Ok(())
+}
+
+/// The free text of `--metadata` and `--metadata-file`.
+pub(crate) fn metadata(words: &crate::cli::Metadata) -> Result<String> {
+    match (&words.metadata, &words.metadata_file) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(path)) => read(path),
+        (None, None) => Ok(String::new()),
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}

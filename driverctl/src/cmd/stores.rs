@@ -1,0 +1,55 @@
+//! The store as a whole.
+
+use anyhow::Result;
+use graph_store::Store;
+
+use super::Outcome;
+use crate::output;
+
+pub(crate) fn status(store: &Store, json: bool) -> Result<Outcome> {
+    let pairs = store.status()?;
+    if json {
+        output::json(&pairs)?;
+    } else {
+        for (key, value) in &pairs {
+            output::line(&format!("{}: {}", output::safe(key), output::safe(value)))?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn shutdown(store: &Store, force: bool, json: bool) -> Result<Outcome> {
+    store.shutdown(force)?;
+    if json {
+        output::json("")?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Deletes all containers, then all images, then all layers that are left, the newest first.
+pub(crate) fn wipe(store: &Store, json: bool) -> Result<Outcome> {
+    for container in store.containers()? {
+        store.delete_container(&container.id)?;
+    }
+    for image in store.images()?.iter().filter(|image| !image.is_read_only()) {
+        store.delete_image(&image.id, true)?;
+    }
+    for layer in store.layers()?.iter().rev().filter(|layer| !layer.is_read_only()) {
+        store.unmount(&layer.id, true)?;
+        store.delete_layer(&layer.id)?;
+    }
+    if json {
+        output::json("")?;
+    }
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn version(json: bool) -> Result<Outcome> {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        output::json(&[["Version", version]])?;
+    } else {
+        output::line(&format!("Version: {version}"))?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,93 @@
+//! Costs that do not depend on the machine: system calls for each entry, peak memory.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::process::Command;
+
+use support::{TestStore, have, in_own_mount_namespace, is_root, many_files_tar, run};
+
+fn import_system_calls(driver: &'static str) {
+    let store = TestStore::new(driver);
+    let tar = store.path("layer.tar");
+    let entries = many_files_tar(&tar, 440, 4);
+    assert!((2_200..=2_210).contains(&entries), "{entries}");
+    run(Command::new("gzip").arg("-6").arg(&tar));
+    // The store is there already, as it is for every layer but a machine's first.
+    store.ok(&["layers"]);
+    let counts = store.path("counts");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-c", "-U", "calls,name", "-o"]).arg(&counts).arg(support::DRIVERCTL);
+    traced.args(store.global()).args(["import-layer", "--file"]).arg(store.path("layer.tar.gz"));
+    run(&mut traced);
+    let table = std::fs::read_to_string(&counts).unwrap();
+    let total: u64 = table
+        .lines()
+        .find(|line| line.split_whitespace().last() == Some("total"))
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or_else(|| panic!("no total in {table}"));
+    let each = total as f64 / entries as f64;
+    eprintln!("{driver}: {total} system calls for {entries} entries: {each:.2} each");
+    assert!(each <= 5.0, "{each:.2} system calls an entry\n{table}");
+}
+
+#[test]
+fn root_an_overlay_import_takes_at_most_five_system_calls_an_entry() {
+    let name = "root_an_overlay_import_takes_at_most_five_system_calls_an_entry";
+    if have("strace", name) && in_own_mount_namespace(name) {
+        import_system_calls("overlay");
+    }
+}
+
+#[test]
+fn root_a_vfs_import_takes_at_most_five_system_calls_an_entry() {
+    let name = "root_a_vfs_import_takes_at_most_five_system_calls_an_entry";
+    if have("strace", name) && in_own_mount_namespace(name) {
+        import_system_calls("vfs");
+    }
+}
+
+/// Runs the rest of its arguments and prints their peak memory in KiB.
+const PEAK: &str = "import resource, subprocess, sys\n\
+                    subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n\
+                    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+
+#[test]
+fn root_no_import_takes_more_than_24_mib_of_memory() {
+    let name = "root_no_import_takes_more_than_24_mib_of_memory";
+    if !have("python3", name) || !is_root() || !in_own_mount_namespace(name) {
+        return;
+    }
+    let store = TestStore::new("overlay");
+    // Many entries fill tables, big files fill buffers.
+    let many = store.path("many.tar");
+    many_files_tar(&many, 1500, 30);
+    let big = store.path("big.tar");
+    let noise = store.path("noise");
+    run(Command::new("sh")
+        .args(["-c", "head -c 80000000 /dev/urandom >\"$0\"; head -c 80000000 /dev/zero >>\"$0\""])
+        .arg(&noise));
+    run(Command::new("tar").arg("-cf").arg(&big).arg("-C").arg(store.dir.path()).arg("noise"));
+    for (tar, tool, suffix) in [
+        (&many, "", ""),
+        (&big, "", ""),
+        (&many, "gzip -k", ".gz"),
+        (&big, "gzip -k1", ".gz"),
+        (&many, "zstd -qk", ".zst"),
+        (&big, "zstd -qk", ".zst"),
+    ] {
+        let blob = format!("{}{suffix}", tar.display());
+        if !tool.is_empty() {
+            if !have(tool.split(' ').next().unwrap(), name) {
+                continue;
+            }
+            run(Command::new("sh").args(["-c", &format!("{tool} \"$0\"")]).arg(tar));
+        }
+        let mut command = Command::new("python3");
+        command.args(["-c", PEAK, support::DRIVERCTL]).args(store.global()).args(["import-layer", "--file", &blob]);
+        let kib: u64 = run(&mut command).trim().parse().unwrap();
+        eprintln!("{blob}: {kib} KiB");
+        assert!(kib <= 24 * 1024, "{blob}: {kib} KiB");
+    }
+}

@@ -1,0 +1,157 @@
+//! A throw-away store and the `driverctl` that was built with the tests.
+
+#![allow(unreachable_pub, reason = "one test program, several files")]
+#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(clippy::disallowed_methods, reason = "tests work on paths of their own")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// The program under test.
+pub const DRIVERCTL: &str = env!("CARGO_BIN_EXE_driverctl");
+
+/// A store in a temporary directory, in a mount namespace of its own: every command runs below an `unshare --mount` of
+/// its own unless the whole test does, so that a test that fails leaves no mount behind.
+pub struct TestStore {
+    pub dir: TempDir,
+    pub driver: &'static str,
+}
+
+impl TestStore {
+    pub fn new(driver: &'static str) -> Self {
+        // Overlay cannot stack on an overlay, and /tmp may be one.
+        let base = if Path::new("/var/tmp").is_dir() { "/var/tmp" } else { "/tmp" };
+        let dir = tempfile::Builder::new().prefix("driverctl-test-").tempdir_in(base).unwrap();
+        Self { dir, driver }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn global(&self) -> Vec<String> {
+        let text = |name| self.path(name).display().to_string();
+        ["--graph", &text("root"), "--run", &text("run"), "--storage-driver", self.driver].map(str::to_owned).to_vec()
+    }
+
+    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(DRIVERCTL);
+        command.args(self.global()).args(args).env_remove("STORAGE_DRIVER").env_remove("STORAGE_OPTS");
+        command
+    }
+
+    /// A peer on the same store.
+    pub fn peer<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new("containers-storage");
+        command.args(self.global()).args(args);
+        command
+    }
+
+    /// Runs a verb that must succeed and be silent on standard error; its standard output.
+    pub fn ok<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let out = self.command(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
+        assert!(out.status.success(), "driverctl {words:?}: {}: {stderr}", out.status);
+        assert_eq!(stderr, "", "driverctl {words:?} succeeded and complained");
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs a verb that must fail with status 1; what it said, both streams.
+    pub fn fails<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let out = self.command(args).output().unwrap();
+        let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
+        assert_eq!(out.status.code(), Some(1), "driverctl {words:?}: {out:?}");
+        both(&out)
+    }
+}
+
+impl Drop for TestStore {
+    fn drop(&mut self) {
+        drop(self.command(&["shutdown", "--force"]).output());
+        // The peer leaves its home bind-mounted on itself.
+        for driver in ["overlay", "vfs"] {
+            drop(Command::new("umount").arg(self.path("root").join(driver)).output());
+        }
+    }
+}
+
+pub fn both(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+pub fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n")
+}
+
+/// Whether that program is installed; says what is skipped when it isn't.
+pub fn have(program: &str, what: &str) -> bool {
+    let found =
+        Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("skipped: {what}: {program} is not installed");
+    }
+    found
+}
+
+pub fn run(command: &mut Command) -> String {
+    let out = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(out.status.success(), "{command:?}: {}: {}", out.status, both(&out));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Moves the test into a mount namespace of its own by running itself again; true in the process that does the work.
+pub fn in_own_mount_namespace(test: &str) -> bool {
+    const INSIDE: &str = "DRIVERCTL_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if !is_root() {
+        eprintln!("skipped: {test}: needs root");
+        return false;
+    }
+    let out = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", both(&out));
+    false
+}
+
+/// A tar of many small files in many directories, as package trees are.
+pub fn many_files_tar(path: &Path, directories: usize, files_each: usize) -> usize {
+    let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
+    let mut entries = 0;
+    let mut header = |kind: tar::EntryType, mode: u32, size: u64| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(size);
+        entries += 1;
+        header
+    };
+    let mut top = header(tar::EntryType::Directory, 0o755, 0);
+    tar.append_data(&mut top, "node_modules/", std::io::empty()).unwrap();
+    for directory in 0..directories {
+        let mut dir = header(tar::EntryType::Directory, 0o755, 0);
+        tar.append_data(&mut dir, format!("node_modules/package-{directory:04}/"), std::io::empty()).unwrap();
+        for file in 0..files_each {
+            let content =
+                format!("module.exports = {directory}{file};\n").repeat(1 + (directory * 31 + file * 17) % 200);
+            let mut entry = header(tar::EntryType::Regular, 0o644, content.len() as u64);
+            let name = format!("node_modules/package-{directory:04}/file-{file:03}.js");
+            tar.append_data(&mut entry, name, content.as_bytes()).unwrap();
+        }
+    }
+    tar.finish().unwrap();
+    entries
+}
