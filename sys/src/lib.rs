@@ -7,10 +7,16 @@
 //! [`BorrowedFd`](std::os::fd::BorrowedFd), and plain calls fail with [`io::Errno`], so that a caller can match on it
 //! and add operation, path and layer.
 
+pub use error::{Error, ErrorKind, Result};
 pub use rustix::{io, path, process, rand, thread, time};
 
+mod error;
 pub mod getdents;
+pub mod idmap;
 pub mod lock;
+pub mod mount;
+pub mod mount_attr;
+pub mod mountinfo;
 pub mod namespace;
 mod procfs;
 pub mod reflink;
@@ -18,6 +24,7 @@ pub mod remove;
 pub mod resolve;
 pub mod special;
 pub mod statfs;
+pub mod statmount;
 pub mod statx;
 pub mod sync;
 mod syscall;

@@ -1,6 +1,6 @@
 //! Reading the small files of `/proc/self`, with a check that it is procfs that answers.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
@@ -20,6 +20,12 @@ pub(crate) fn open(path: &str, flags: OFlags) -> Result<OwnedFd> {
 pub(crate) fn read(path: &str) -> Result<Vec<u8>> {
     let file = open(&format!("thread-self/{path}"), OFlags::RDONLY)?;
     read_all(&file)
+}
+
+/// The path that the kernel shows for a descriptor.
+pub(crate) fn link_of(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    rustix::fs::readlinkat(CWD, format!("/proc/thread-self/fd/{}", file.as_raw_fd()), Vec::new())
+        .map(std::ffi::CString::into_bytes)
 }
 
 /// The whole content of a file whose size `stat` does not tell.

@@ -3,11 +3,14 @@
 #![allow(unsafe_code, reason = "these calls have no safe wrapper anywhere")]
 
 use std::ffi::{CStr, c_int, c_long, c_uint};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
 // Numbers since 5.1 are the same on every architecture except Alpha, which Rust's Linux targets do not include.
+const SYS_STATMOUNT: c_long = 457;
+const SYS_LISTMOUNT: c_long = 458;
+const SYS_OPEN_TREE_ATTR: c_long = 467;
 const SYS_SETXATTRAT: c_long = 463;
 const SYS_GETXATTRAT: c_long = 464;
 const SYS_LISTXATTRAT: c_long = 465;
@@ -105,4 +108,90 @@ pub(crate) fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, length: i64, flag
     // SAFETY: no memory is passed.
     let returned: c_int = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, length, flags) };
     count(c_long::from(returned)).map(drop)
+}
+
+/// `struct mount_attr` of `<linux/mount.h>`, as Linux 5.12 has it.
+#[repr(C)]
+pub(crate) struct MountAttr {
+    pub(crate) attr_set: u64,
+    pub(crate) attr_clr: u64,
+    pub(crate) propagation: u64,
+    pub(crate) userns_fd: u64,
+}
+
+// `MOUNT_ATTR_SIZE_VER0`
+const _: () = assert!(size_of::<MountAttr>() == 32);
+
+/// `int mount_setattr(int dirfd, const char *path, unsigned flags, struct mount_attr *attr, size_t size)`
+pub(crate) fn mount_setattr(dir: BorrowedFd<'_>, path: &CStr, flags: c_uint, attr: &MountAttr) -> Result<()> {
+    // SAFETY: `path` ends in NUL, and `attr` is a structure of the size that is told; the kernel only reads it.
+    count(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const *attr,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// `int open_tree_attr(int dirfd, const char *path, unsigned flags, struct mount_attr *attr, size_t size)`
+pub(crate) fn open_tree_attr(dir: BorrowedFd<'_>, path: &CStr, flags: c_uint, attr: &MountAttr) -> Result<OwnedFd> {
+    // SAFETY: `path` ends in NUL, and `attr` is a structure of the size that is told; the kernel only reads it.
+    let fd = count(unsafe {
+        libc::syscall(
+            SYS_OPEN_TREE_ATTR,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const *attr,
+            size_of::<MountAttr>(),
+        )
+    })?;
+    let fd = c_int::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `struct mnt_id_req` of `<linux/mount.h>`, as Linux 6.8 has it.
+#[repr(C)]
+pub(crate) struct MountIdRequest {
+    size: u32,
+    spare: u32,
+    mount_id: u64,
+    param: u64,
+}
+
+// `MNT_ID_REQ_SIZE_VER0`
+const _: () = assert!(size_of::<MountIdRequest>() == 24);
+
+impl MountIdRequest {
+    pub(crate) fn new(mount_id: u64, param: u64) -> Self {
+        Self { size: 24, spare: 0, mount_id, param }
+    }
+}
+
+/// `int statmount(struct mnt_id_req *req, struct statmount *buf, size_t size, unsigned flags)`
+pub(crate) fn statmount(request: &MountIdRequest, buffer: &mut [u64]) -> Result<()> {
+    // SAFETY: the request tells its own size; the buffer is writable for the length that is told and aligned for the
+    // structure, whose strictest members are 64 bits wide.
+    count(unsafe {
+        libc::syscall(
+            SYS_STATMOUNT,
+            &raw const *request,
+            buffer.as_mut_ptr(),
+            size_of_val::<[u64]>(buffer),
+            0 as c_uint,
+        )
+    })
+    .map(drop)
+}
+
+/// `ssize_t listmount(struct mnt_id_req *req, u64 *mnt_ids, size_t nr_mnt_ids, unsigned flags)`
+pub(crate) fn listmount(request: &MountIdRequest, ids: &mut [u64]) -> Result<usize> {
+    // SAFETY: the request tells its own size; `ids` is writable for as many numbers as are told.
+    count(unsafe { libc::syscall(SYS_LISTMOUNT, &raw const *request, ids.as_mut_ptr(), ids.len(), 0 as c_uint) })
 }
