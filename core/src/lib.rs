@@ -7,8 +7,10 @@ pub mod error;
 pub mod fsutil;
 pub mod id;
 pub mod lockfile;
+pub mod options;
 pub mod refcount;
 pub mod registry;
+pub mod select;
 pub mod tempdir;
 
 pub use driver::Driver;

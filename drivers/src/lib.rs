@@ -1,1 +1,4 @@
-//! placeholder
+//! The graph drivers.
+
+#[cfg(feature = "overlay")]
+pub mod overlay;

@@ -1,0 +1,285 @@
+//! The driver itself: what the trait's methods do, in terms of the other modules.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use graph_archive::apply::{ApplyReport, XattrNamespace};
+use graph_archive::changes::Change;
+use graph_archive::idmap::IdMappings;
+use graph_archive::split::DirectoryGetter;
+use graph_core::driver::{
+    ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
+    GetOptions, Mounted, StagedLayer,
+};
+use graph_core::registry::DriverSetup;
+use graph_core::tempdir::{self, TempDir, TempDirRoot};
+use graph_core::{Driver, Error, LayerId, Result};
+use graph_sys::fs;
+
+use super::create::check_id;
+use super::layout::{Context, DIFF, LINK, LINKS, Layer, LinkId, Small, TEMP_DIRS, open_dir};
+use super::options::{Options, SyncMode};
+use super::parents::parents;
+use super::staged::{NewLayer, Staged};
+use super::{DRIVER, Homes, status};
+
+/// The overlay driver.
+#[derive(Debug)]
+pub struct Overlay {
+    pub(super) homes: Homes,
+    pub(super) options: Options,
+    /// Whose extended attributes the kernel's overlay uses for us.
+    pub(super) namespace: XattrNamespace,
+    capabilities: Capabilities,
+    /// The graph roots of additional stores, as configured.
+    additional: Vec<PathBuf>,
+}
+
+impl Overlay {
+    /// Opens the driver with its home `<root>/<name>`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::Unsupported`] for options; [`Error::NotSupported`], [`Error::Prerequisites`] and
+    /// [`Error::IncompatibleFs`] when the kernel or the file system cannot do it; I/O errors.
+    pub fn open(setup: &DriverSetup, name: &str) -> Result<Self> {
+        let options = Options::parse(&setup.options)?;
+        options.refuse_unsupported()?;
+        let homes = Homes::open(setup, name, &options.additional_image_stores)?;
+        // Before anything else: what a killed process left is removed by whoever comes next.
+        let roots: Vec<PathBuf> = homes.writable().map(|home| home.path.join(TEMP_DIRS)).collect();
+        drop(tempdir::recover_stale(&roots));
+        let namespace = XattrNamespace::default();
+        let additional = options.additional_image_stores.clone();
+        let capabilities = Capabilities::default();
+        Ok(Self { homes, options, namespace, capabilities, additional })
+    }
+
+    fn make(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions, read_write: bool) -> Result<()> {
+        check_id(id)?;
+        self.check_create_options(options)?;
+        if read_write && self.options.force_mask.is_some() {
+            return Err(Error::Unsupported {
+                driver: DRIVER.into(),
+                operation: "a read-write layer with option force_mask (the kernel does not undo the mask)".into(),
+            });
+        }
+        // Before anything is made, so that the common mistake costs nothing; publishing looks again.
+        for home in self.homes.writable() {
+            if home.layer(id)?.is_some() {
+                return Err(Error::LayerExists { id: id.clone() });
+            }
+        }
+        NewLayer::begin(self, parent, &options.mappings, read_write, true)?.publish(id)
+    }
+
+    fn check_create_options(&self, options: &CreateOptions) -> Result<()> {
+        match options.storage_opt.keys().next() {
+            None => Ok(()),
+            Some(key) => Err(Error::Unsupported {
+                driver: DRIVER.into(),
+                operation: format!("storage option {key} (it needs project quotas, which this driver does not set)"),
+            }),
+        }
+    }
+
+    /// The content directories of a chain, nearest first, as a mount would stack them.
+    pub(super) fn open_chain(&self, of: &LayerId, chain: &[LayerId]) -> Result<Vec<OwnedFd>> {
+        let mut lowers = Vec::with_capacity(chain.len());
+        for id in chain {
+            let missing = || Error::Corrupt {
+                id: of.clone(),
+                defect: format!("layer {id} below it is missing; restore that layer, or delete this one"),
+            };
+            let lower = self.homes.find(id)?.ok_or_else(missing)?;
+            lowers.push(lower.open(DIFF)?);
+            lowers.extend(lower.inherited()?.into_iter().map(|(_, dir)| dir));
+        }
+        Ok(lowers)
+    }
+
+    /// The layer's own content directory, and all below it, nearest first.
+    pub(super) fn open_stack(&self, layer: &Layer<'_>) -> Result<(OwnedFd, Vec<OwnedFd>)> {
+        let mut below: Vec<OwnedFd> = layer.inherited()?.into_iter().map(|(_, dir)| dir).collect();
+        below.extend(self.open_chain(&layer.id, &parents(&self.homes, layer)?)?);
+        Ok((layer.open(DIFF)?, below))
+    }
+
+    /// The layer, where the driver may write to it.
+    fn require_writable(&self, id: &LayerId) -> Result<Layer<'_>> {
+        let layer = self.homes.require(id)?;
+        if layer.home.writable() {
+            return Ok(layer);
+        }
+        Err(Error::Unsupported {
+            driver: DRIVER.into(),
+            operation: format!("changing layer {id} in the additional image store {}", layer.home.path.display()),
+        })
+    }
+
+    fn unsupported<T>(&self, operation: &str) -> Result<T> {
+        Err(Error::Unsupported { driver: DRIVER.into(), operation: operation.into() })
+    }
+}
+
+impl Driver for Overlay {
+    fn name(&self) -> &str {
+        DRIVER
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn create(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()> {
+        self.make(id, parent, options, false)
+    }
+
+    fn create_read_write(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()> {
+        self.make(id, parent, options, true)
+    }
+
+    fn create_from_template(
+        &self,
+        id: &LayerId,
+        template: &LayerId,
+        _template_mappings: &IdMappings,
+        _parent: Option<&LayerId>,
+        _parent_mappings: &IdMappings,
+        options: &CreateOptions,
+        read_write: bool,
+    ) -> Result<()> {
+        // As peers do: a child of the template has its contents. The template has to outlive it.
+        self.make(id, Some(template), options, read_write)
+    }
+
+    fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
+        self.check_create_options(options)?;
+        Ok(Box::new(Staged::begin(self, parent, &options.mappings)?))
+    }
+
+    fn remove(&self, id: &LayerId) -> Result<()> {
+        self.deferred_remove(id)?.finish()
+    }
+
+    fn deferred_remove(&self, id: &LayerId) -> Result<DeferredRemoval> {
+        let mut staged = Vec::new();
+        for home in self.homes.writable() {
+            let Some(layer) = home.layer(id)? else { continue };
+            let mut temp = TempDirRoot::create(home.path.join(TEMP_DIRS))?.make()?;
+            if let Small::Text(text) = layer.read_small(LINK)?
+                && let Some(link) = LinkId::parse(&text)
+                && home.read_link(&link)?.as_ref() == Some(id)
+            {
+                let links = open_dir(&home.dir, LINKS).at("open", home.path.join(LINKS), Some(id))?;
+                temp.stage_deletion(&links, link.as_str())?;
+            }
+            temp.stage_deletion(&home.dir, id.as_str())?;
+            staged.push(temp);
+        }
+        if staged.is_empty() {
+            return Ok(DeferredRemoval::done());
+        }
+        Ok(DeferredRemoval::new(move || staged.into_iter().map(TempDir::finish).fold(Ok(()), Result::and)))
+    }
+
+    fn get(&self, _id: &LayerId, _options: &GetOptions) -> Result<Mounted<'_>> {
+        self.unsupported("mounting")
+    }
+
+    fn put(&self, _id: &LayerId) -> Result<()> {
+        self.unsupported("mounting")
+    }
+
+    fn exists(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.homes.find(id)?.is_some())
+    }
+
+    fn list_layers(&self) -> Result<Vec<LayerId>> {
+        let mut ids = Vec::new();
+        for home in self.homes.writable() {
+            ids.extend(home.list()?);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    fn status(&self) -> Result<Vec<(String, String)>> {
+        let file_system = status::file_system(&self.homes.own.dir).at("statfs", &self.homes.own.path, None)?;
+        Ok(vec![("Backing Filesystem".to_owned(), file_system.to_owned())])
+    }
+
+    fn metadata(&self, id: &LayerId) -> Result<BTreeMap<String, String>> {
+        status::metadata(&self.homes, &self.homes.require(id)?)
+    }
+
+    fn read_write_disk_usage(&self, id: &LayerId) -> Result<DiskUsage> {
+        let layer = self.homes.require(id)?;
+        status::usage(layer.open(DIFF)?, &layer.path().join(DIFF))
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        // The home is never bind-mounted, so there is nothing to undo.
+        Ok(())
+    }
+
+    fn additional_image_stores(&self) -> Vec<PathBuf> {
+        self.additional.clone()
+    }
+
+    fn temp_dir_roots(&self) -> Vec<PathBuf> {
+        self.homes.writable().map(|home| home.path.join(Path::new(TEMP_DIRS))).collect()
+    }
+
+    fn diff(&self, _request: &DiffRequest<'_>, _out: &mut dyn Write) -> Result<DiffReport> {
+        self.unsupported("diff")
+    }
+
+    fn changes(&self, _request: &DiffRequest<'_>) -> Result<Vec<Change>> {
+        self.unsupported("changes")
+    }
+
+    fn apply_diff(
+        &self,
+        id: &LayerId,
+        _parent: Option<&LayerId>,
+        diff: &mut dyn Read,
+        options: &mut ApplyDiffOptions<'_>,
+    ) -> Result<ApplyReport> {
+        let layer = self.require_writable(id)?;
+        let (content, below) = self.open_stack(&layer)?;
+        let report = self
+            .apply_to(&content, below, diff, options)
+            .map_err(|source| Error::Archive { id: id.clone(), source })?;
+        if self.options.sync == SyncMode::Filesystem {
+            fs::syncfs(&content).at("flush the file system of", layer.path(), Some(id))?;
+        }
+        Ok(report)
+    }
+
+    fn diff_size(&self, _request: &DiffRequest<'_>) -> Result<u64> {
+        self.unsupported("diff_size")
+    }
+
+    fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> {
+        let layer = self.homes.require(id)?;
+        let (own, below) = self.open_stack(&layer)?;
+        Ok(Box::new(DirectoryGetter::new(own, below)))
+    }
+
+    fn update_layer_id_map(
+        &self,
+        _id: &LayerId,
+        _to_container: &IdMappings,
+        _to_host: &IdMappings,
+        _mount_label: &str,
+    ) -> Result<()> {
+        self.unsupported("update_layer_id_map")
+    }
+
+    fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
+        false
+    }
+}

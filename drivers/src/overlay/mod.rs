@@ -1,0 +1,139 @@
+//! The overlay driver: each layer is a directory of differences, stacked by the kernel's overlay file system.
+//!
+//! Its files are containers/storage's (see `layout`), so a home may be shared with podman, buildah, CRI-O and
+//! skopeo. Differences from their driver, none of them on disk:
+//!
+//! - Layers are made in `tempdirs/` and renamed into place, whole; a killed process leaves nothing half made.
+//! - Mounts are made by file descriptors: no path is too long and no chain of up to 500 layers too deep, and neither `l/`
+//!   nor the home's own mount is needed. Cleanup therefore has nothing to unmount.
+//! - A lost `link`, `lower`, `lower-layers` or `l/` is made again from what is left.
+//! - A `volatile` mount that a reboot interrupted is reported, not silently reused.
+
+#![allow(dead_code, reason = "parts that mounting uses come before it")]
+
+mod create;
+mod driver;
+mod layout;
+mod options;
+mod parents;
+mod staged;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use graph_core::registry::{DriverFactory, DriverSetup};
+use graph_core::{Driver, Error, LayerId, Result};
+
+use layout::{Home, LINK, Layer, LinkId, Role, Small};
+
+pub use driver::Overlay;
+pub use options::{Options, SyncMode};
+
+/// The driver's name, whatever its home is called.
+pub(crate) const DRIVER: &str = "overlay";
+
+/// Opens the overlay driver.
+#[derive(Clone, Copy, Debug)]
+pub struct OverlayFactory {
+    home: &'static str,
+}
+
+impl OverlayFactory {
+    /// The driver with its usual home, `<root>/overlay`.
+    pub const OVERLAY: Self = Self { home: "overlay" };
+    /// The same driver under its older name, with the home `<root>/overlay2`.
+    pub const OVERLAY2: Self = Self { home: "overlay2" };
+}
+
+impl DriverFactory for OverlayFactory {
+    fn name(&self) -> &str {
+        self.home
+    }
+
+    fn open(&self, setup: &DriverSetup) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(Overlay::open(setup, self.home)?))
+    }
+}
+
+/// All homes that layers are looked up in.
+#[derive(Debug)]
+pub(super) struct Homes {
+    own: Home,
+    images: Option<Home>,
+    additional: Vec<Home>,
+}
+
+impl Homes {
+    /// Opens the homes; `additional` are graph roots.
+    fn open(setup: &DriverSetup, name: &str, additional: &[std::path::PathBuf]) -> Result<Self> {
+        let own = Home::create(&setup.root.join(name), Role::Own)?;
+        let images = setup.image_store.as_ref().map(|root| Home::create(&root.join(name), Role::Images)).transpose()?;
+        let mut homes = Self { own, images, additional: Vec::new() };
+        for root in additional {
+            if layout::open_dir(graph_sys::fs::CWD, root).is_err() {
+                return Err(Error::Config {
+                    place: "overlay.additionalimagestore".into(),
+                    problem: format!("image store {} is not a directory that can be read", root.display()),
+                });
+            }
+            // A store that has no layers yet has no home either.
+            homes.additional.extend(Home::open_additional(&root.join(name))?);
+        }
+        Ok(homes)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Home> {
+        std::iter::once(&self.own).chain(&self.images).chain(&self.additional)
+    }
+
+    fn writable(&self) -> impl Iterator<Item = &Home> {
+        std::iter::once(&self.own).chain(&self.images)
+    }
+
+    /// The layer, wherever it is.
+    fn find(&self, id: &LayerId) -> Result<Option<Layer<'_>>> {
+        for home in self.all() {
+            if let Some(layer) = home.layer(id)? {
+                return Ok(Some(layer));
+            }
+        }
+        Ok(None)
+    }
+
+    fn require(&self, id: &LayerId) -> Result<Layer<'_>> {
+        self.find(id)?.ok_or_else(|| Error::LayerUnknown { id: id.clone() })
+    }
+
+    /// The home that new layers of that kind go to.
+    fn home_for(&self, read_write: bool) -> &Home {
+        self.images.as_ref().filter(|_| !read_write).unwrap_or(&self.own)
+    }
+
+    fn read_link(&self, link: &LinkId) -> Result<Option<LayerId>> {
+        for home in self.all() {
+            if let Some(id) = home.read_link(link)? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All layers by the name in their `link` file. For repair: it reads every layer.
+    fn layers_by_link(&self) -> Result<HashMap<LinkId, LayerId>> {
+        let mut named = HashMap::new();
+        for home in self.all() {
+            for id in home.list()? {
+                if let Some(layer) = home.layer(&id)?
+                    && let Small::Text(text) = layer.read_small(LINK)?
+                    && let Some(link) = LinkId::parse(&text)
+                {
+                    named.entry(link).or_insert(id);
+                }
+            }
+        }
+        Ok(named)
+    }
+}
