@@ -58,6 +58,101 @@ fn checksums(block: &Block) -> (i64, i64) {
     (i64::from(unsigned), i64::from(signed))
 }
 
+/// A header block being made: ustar layout, which PAX shares.
+pub(super) struct HeaderWriter {
+    block: Block,
+}
+
+impl HeaderWriter {
+    /// The most that 7 octal digits hold: ids, device numbers.
+    pub(super) const MAX_SHORT: u64 = 0o7_777_777;
+    /// The most that 11 octal digits hold: sizes, times.
+    pub(super) const MAX_LONG: u64 = 0o77_777_777_777;
+
+    pub(super) fn new(type_flag: u8) -> Self {
+        let mut writer = Self { block: ZERO_BLOCK };
+        writer.put::<156, 1>(&[type_flag]);
+        writer.put::<257, 8>(b"ustar\x0000");
+        writer
+    }
+
+    /// Copies as many bytes as fit.
+    fn put<const AT: usize, const LEN: usize>(&mut self, bytes: &[u8]) {
+        const { assert!(AT.saturating_add(LEN) <= BLOCK_SIZE) }
+        for (to, from) in self.block.iter_mut().skip(AT).take(LEN).zip(bytes) {
+            *to = *from;
+        }
+    }
+
+    /// Octal digits up to the NUL at the end; 0 for what does not fit, as Go writes it where a record has the number.
+    fn put_octal<const AT: usize, const LEN: usize>(&mut self, value: u64) {
+        let digits = LEN.saturating_sub(1);
+        let bits = u32::try_from(digits).unwrap_or(0).saturating_mul(3);
+        let mut rest = if value >> bits == 0 { value } else { 0 };
+        for to in self.block.iter_mut().skip(AT).take(digits).rev() {
+            *to = b'0'.saturating_add(u8::try_from(rest & 7).unwrap_or(0));
+            rest >>= 3;
+        }
+    }
+
+    /// Sets a text field. A truncated text does not end in a slash: some readers would take the file for a directory.
+    fn put_text<const AT: usize, const LEN: usize>(&mut self, text: &[u8]) {
+        self.put::<AT, LEN>(text);
+        if let Some(cut) = text.get(..LEN).filter(|_| text.len() > LEN)
+            && cut.ends_with(b"/")
+        {
+            let kept = cut.iter().rposition(|b| *b != b'/').map_or(0, |last| last.saturating_add(1));
+            if let Some(byte) = self.block.iter_mut().skip(AT).nth(kept) {
+                *byte = 0;
+            }
+        }
+    }
+
+    pub(super) fn name(&mut self, name: &[u8]) {
+        self.put_text::<0, 100>(name);
+    }
+
+    pub(super) fn prefix(&mut self, prefix: &[u8]) {
+        self.put_text::<345, 155>(prefix);
+    }
+
+    pub(super) fn link_name(&mut self, name: &[u8]) {
+        self.put_text::<157, 100>(name);
+    }
+
+    pub(super) fn owner(&mut self, mode: u64, uid: u64, gid: u64) {
+        self.put_octal::<100, 8>(mode);
+        self.put_octal::<108, 8>(uid);
+        self.put_octal::<116, 8>(gid);
+    }
+
+    pub(super) fn owner_names(&mut self, user: &[u8], group: &[u8]) {
+        self.put_text::<265, 32>(user);
+        self.put_text::<297, 32>(group);
+    }
+
+    pub(super) fn size(&mut self, size: u64) {
+        self.put_octal::<124, 12>(size);
+    }
+
+    pub(super) fn mtime(&mut self, seconds: u64) {
+        self.put_octal::<136, 12>(seconds);
+    }
+
+    pub(super) fn device(&mut self, major: u64, minor: u64) {
+        self.put_octal::<329, 8>(major);
+        self.put_octal::<337, 8>(minor);
+    }
+
+    /// The block with its checksum: six digits, NUL, space.
+    pub(super) fn finish(mut self) -> Block {
+        let (sum, _) = checksums(&self.block);
+        self.put_octal::<148, 7>(sum.unsigned_abs());
+        self.put::<155, 1>(b" ");
+        self.block
+    }
+}
+
 /// A header block whose checksum is right.
 pub(super) struct Header<'a> {
     block: &'a Block,

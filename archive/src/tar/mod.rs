@@ -13,12 +13,14 @@
 
 mod block;
 mod decode;
+mod encode;
 mod number;
 mod pax;
 mod sparse;
 mod window;
 
 pub use decode::{Data, Decoder, RawSink};
+pub use encode::{EncodeOptions, Encoder, align_runs};
 
 /// Size of a block: headers take one, content is padded to a multiple of it.
 pub const BLOCK_SIZE: usize = 512;

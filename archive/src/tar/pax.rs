@@ -190,3 +190,185 @@ fn libarchive_xattr(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     }
     Some((plain, BASE64.decode(value).ok()?))
 }
+
+/// Records to write: sorted by key, each key once.
+#[derive(Debug, Default)]
+pub(super) struct Body {
+    records: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Body {
+    pub(super) fn push(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.records.push((key.into(), value.into()));
+    }
+
+    /// Adds an extended attribute. A name with `=` in it cannot be a key of star's; libarchive's way has escapes.
+    pub(super) fn push_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), Defect> {
+        if name.is_empty() || name.contains(&0) {
+            return Err(Defect::InvalidPax);
+        }
+        if !name.contains(&b'=') {
+            self.push([SCHILY_XATTR, name].concat(), value);
+            return Ok(());
+        }
+        let mut key = LIBARCHIVE_XATTR.to_vec();
+        for byte in name {
+            if byte.is_ascii_graphic() && !b"%=".contains(byte) {
+                key.push(*byte);
+            } else {
+                key.extend_from_slice(format!("%{byte:02X}").as_bytes());
+            }
+        }
+        self.push(key, BASE64.encode(value));
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The keys, in the order they were added.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.records.iter().map(|(key, _)| key.as_slice())
+    }
+
+    /// The body of the extended header.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut records: Vec<_> = self.records.iter().collect();
+        records.sort();
+        let mut body = Vec::new();
+        for (key, value) in records {
+            // The length counts its own digits.
+            let rest = key.len().saturating_add(value.len()).saturating_add(3);
+            let mut length = rest;
+            loop {
+                let next = rest.saturating_add(length.to_string().len());
+                if next == length {
+                    break;
+                }
+                length = next;
+            }
+            body.extend_from_slice(format!("{length} ").as_bytes());
+            body.extend_from_slice(key);
+            body.push(b'=');
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One record of a key.
+    fn record(key: &str, value: &str) -> Vec<u8> {
+        let mut body = Body::default();
+        body.push(key, value);
+        body.encode()
+    }
+
+    #[test]
+    fn record_lengths_count_themselves() {
+        assert_eq!(record("SCHILY.xattr.user.k", "v"), b"25 SCHILY.xattr.user.k=v\n");
+        for length in [1, 80, 85, 86, 87, 88, 89, 90, 91, 92, 985, 986, 987, 988, 989, 990, 991, 992] {
+            let value = "v".repeat(length);
+            let bytes = record("path", &value);
+            let stated: usize = std::str::from_utf8(&bytes).unwrap().split(' ').next().unwrap().parse().unwrap();
+            assert_eq!(stated, bytes.len());
+            assert_eq!(Records::parse(&bytes).unwrap().path.unwrap(), value.as_bytes());
+        }
+    }
+
+    #[test]
+    fn malformed_records() {
+        for body in [
+            &b"\n"[..],
+            b"7 a=b",
+            b"7 a=b\n\n",
+            b"5 a=b\n",
+            b"60 path=b\n",
+            b"0 a=b\n",
+            b"-6 a=b\n",
+            b"+6 a=b\n",
+            b"x a=b\n",
+            b" 6 a=b\n",
+            b"6 a=bc",
+            b"5 =b\n",
+            b"5 ab\n",
+            b"9 a\0b=cd\n",
+            b"99999999999999999999 a=b\n",
+            b"6 a=b\n\0\0\0",
+            b"4 a\n",
+        ] {
+            assert_eq!(Records::parse(body).map(|_| ()), Err(Defect::InvalidPax), "{}", body.escape_ascii());
+            assert_eq!(check(body), Err(Defect::InvalidPax), "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn values_that_do_not_fit() {
+        let table: &[(&str, &str, Defect)] = &[
+            ("path", "a\0b", Defect::InvalidName),
+            ("linkpath", "\0", Defect::InvalidName),
+            ("uname", "a\0", Defect::InvalidPax),
+            ("gname", "a\0", Defect::InvalidPax),
+            ("uid", "9223372036854775808", Defect::InvalidNumber { field: "uid" }),
+            ("gid", "x", Defect::InvalidNumber { field: "gid" }),
+            ("size", "1e3", Defect::InvalidNumber { field: "size" }),
+            ("mtime", "1.2.3", Defect::InvalidNumber { field: "mtime" }),
+            ("atime", "now", Defect::InvalidNumber { field: "atime" }),
+            ("ctime", " ", Defect::InvalidNumber { field: "ctime" }),
+            ("GNU.sparse.name", "a\0", Defect::InvalidName),
+            ("GNU.sparse.offset", "1", Defect::InvalidSparseMap),
+            ("GNU.sparse.numbytes", "1", Defect::InvalidSparseMap),
+            ("SCHILY.xattr.", "v", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.", "dg", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.a%", "dg", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.a%0", "dg", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.a%00", "dg", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.a%+1", "dg", Defect::InvalidPax),
+            ("LIBARCHIVE.xattr.a", "!", Defect::InvalidPax),
+        ];
+        for (key, value, defect) in table {
+            assert_eq!(Records::parse(&record(key, value)).map(|_| ()).unwrap_err(), *defect, "{key}={value:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_value_is_no_value() {
+        let body = [record("path", "a"), record("path", ""), record("size", ""), record("mtime", "")].concat();
+        let records = Records::parse(&body).unwrap();
+        assert_eq!((records.path, records.size, records.mtime), (None, None, None));
+    }
+
+    #[test]
+    fn extended_attributes() {
+        let body = [
+            record("LIBARCHIVE.xattr.user.both", "bGliYXJjaGl2ZQ=="),
+            record("SCHILY.xattr.user.twice", "first"),
+            record("SCHILY.xattr.user.both", "star"),
+            record("SCHILY.xattr.user.twice", "second"),
+            record("SCHILY.xattr.user.empty", ""),
+            record("LIBARCHIVE.xattr.user.a%3Db%20%C3%A4", "AAECAw"),
+        ];
+        let xattrs = Records::parse(&body.concat()).unwrap().xattrs;
+        let expected: &[(&[u8], &[u8])] = &[
+            ("user.a=b ä".as_bytes(), b"\0\x01\x02\x03"),
+            (b"user.both", b"star"),
+            (b"user.empty", b""),
+            (b"user.twice", b"second"),
+        ];
+        assert_eq!(xattrs, expected.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_attribute_name_with_an_equals_sign_comes_back() {
+        let mut body = Body::default();
+        body.push_xattr("user.a=b%ä".as_bytes(), b"\0=\n").unwrap();
+        let body = body.encode();
+        assert!(body.windows(16).any(|w| w == b"LIBARCHIVE.xattr"), "{}", body.escape_ascii());
+        assert_eq!(Records::parse(&body).unwrap().xattrs, [("user.a=b%ä".as_bytes().to_vec(), b"\0=\n".to_vec())]);
+    }
+}
