@@ -312,7 +312,11 @@ fn stricter(theirs: &str, error: &Error) -> bool {
     match error {
         // An extension member without its member, and limits.
         Error::Limit { .. } => true,
-        Error::Input { defect: Defect::UnexpectedEof, .. } => theirs.ends_with("end\n"),
+        Error::Input { defect: Defect::UnexpectedEof | Defect::InvalidNumber { .. }, .. }
+            if theirs.ends_with("end\n") =>
+        {
+            true
+        }
         Error::Input { defect, .. } => {
             matches!(defect, Defect::InvalidPax | Defect::InvalidSparseMap)
                 || *defect == Defect::InvalidNumber { field: "sparse map" }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::BLOCK_SIZE;
 use super::block::{self, Block, Header, Numbers, ZERO_BLOCK};
 use super::number::decimal;
-use super::pax::{self, Records, SparseRecords};
+use super::pax::{Records, SparseRecords};
 use super::sparse::{Map, MapReader, Refusal, number};
 use super::window::{ReadError, Window};
 use crate::entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
@@ -312,7 +312,7 @@ impl<R: Read> Decoder<R> {
                 }
                 b'g' => {
                     let body = self.extension(size, self.limits.pax_bytes, "pax_bytes", raw)?;
-                    pax::check(&body).map_err(|defect| self.input(defect))?;
+                    Records::parse(&body).map_err(|defect| self.input(defect))?;
                     extensions = Extensions::default();
                     member_offset = self.window.offset();
                     continue;
