@@ -11,6 +11,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use rustix::{io, path, process, rand, thread, time};
 
 mod error;
+pub mod fault;
 pub mod getdents;
 pub mod idmap;
 pub mod lock;
@@ -18,6 +19,7 @@ pub mod mount;
 pub mod mount_attr;
 pub mod mountinfo;
 pub mod namespace;
+pub mod probe;
 mod procfs;
 pub mod reflink;
 pub mod remove;
@@ -28,6 +30,7 @@ pub mod statmount;
 pub mod statx;
 pub mod sync;
 mod syscall;
+pub mod userns;
 pub mod xattr;
 
 /// Files and directories by descriptor.
