@@ -132,6 +132,18 @@ pub enum Defect {
     /// A hard link whose target is in neither this layer nor a lower one.
     #[error("hard link target does not exist")]
     MissingLinkTarget,
+    /// A hard link whose target is a directory.
+    #[error("hard link target is a directory")]
+    LinkToDirectory,
+    /// More symbolic links on the way to a name than Linux follows.
+    #[error("too many levels of symbolic links")]
+    SymlinkLoop,
+    /// A character device 0:0, which an overlay takes for a whiteout.
+    #[error("a character device 0:0 would become a whiteout")]
+    WhiteoutDevice,
+    /// The name of an extended attribute is empty, holds NUL, or is longer than 255 bytes.
+    #[error("invalid extended attribute name")]
+    InvalidXattr,
     /// Compressed data that does not decompress.
     #[error("corrupt compressed data ({format})")]
     CorruptCompression {

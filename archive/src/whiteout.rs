@@ -66,9 +66,11 @@ impl<'n> Whiteout<'n> {
 mod tests {
     use super::*;
 
+    type Case = (&'static [u8], Result<Option<Whiteout<'static>>, Defect>);
+
     #[test]
     fn last_components() {
-        let table: &[(&[u8], Result<Option<Whiteout<'_>>, Defect>)] = &[
+        let table: &[Case] = &[
             (b"file", Ok(None)),
             (b".wh", Ok(None)),
             (b"a.wh.b", Ok(None)),

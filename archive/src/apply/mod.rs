@@ -1,14 +1,31 @@
 //! Putting a layer's archive into a directory.
 
+#![deny(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+#![warn(clippy::arithmetic_side_effects)]
+
+mod attributes;
+mod copy_up;
+mod create;
+mod dirs;
+mod engine;
+mod hide;
+mod links;
+mod lower;
+mod names;
 mod options;
+mod process;
+mod remove;
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
 pub use options::{ApplyOptions, OverlayOptions, Style, WhiteoutForm, XattrNamespace};
 
+use engine::{Engine, Outcome};
+
 use crate::entry::Entry;
 use crate::error::{Error, Result};
+use crate::tar::Decoder;
 
 /// Where a member's content can be found when the archive is to be put together again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +84,75 @@ pub struct ApplyReport {
     pub notices: Vec<String>,
 }
 
-/// Applies the archive that `reader` gives, uncompressed, to the directory `root`.
+/// Applies the archive that `reader` gives, uncompressed, to the directory `root`, in one pass.
+///
+/// **Names.** A member's name is a path below `root`: `..` does not lead above it, and neither do symbolic links, absolute
+/// ones and those of lower layers included. The kernel never follows anything for this, so it does not matter what others
+/// do to the tree meanwhile. Missing directories, and those where something else is, are made: 0755, the mapped root, the
+/// epoch. Repeated names: the last one wins.
+///
+/// **Whiteouts** ([`crate::whiteout`]) hit what lower layers have, wherever they stand among the layer's own members. A
+/// directory that the layer removes without stating it, but puts something into, is one that nobody states.
+///
+/// **Attributes** are all stated anew for every member, hard links excepted, which have none of their own. Directories
+/// that the layer does not state keep what the lower layer has. Access time: the stated one, otherwise the time of
+/// modification. `security.selinux` and `system.nfs4_acl` are neither set nor cleared. Attributes of the overlay itself are
+/// escaped in the overlay form, so that a mount shows them but does not obey; in the plain form they are left out.
+/// Ids in version 3 `security.capability` and in access lists are mapped as owners are.
+///
+/// **Refused**: a character device 0:0, which would become a whiteout; device numbers that do not fit; ids that are not
+/// mapped; hard links to directories or to nothing; a root that is no directory.
+///
+/// **The umask** of the process must not change meanwhile.
 ///
 /// # Errors
 /// Typed, naming entry and offset. What has been made below `root` by then stays there: the caller applies to a staging
-/// directory and removes it. Nothing outside `root` is ever touched.
+/// directory and removes it. Nothing outside `root` is ever touched. The reader is not read to its end then.
 pub fn apply(root: BorrowedFd<'_>, reader: impl Read, options: ApplyOptions<'_>) -> Result<ApplyReport> {
-    let _ = (root, reader, options);
-    Err(Error::Unsupported { what: "applying an archive".to_owned(), path: Vec::new() })
+    let label = match options.mount_label.as_str() {
+        "" => None,
+        label => Some(process::FileLabel::set(label)),
+    };
+    let mut decoder = Decoder::new(reader, options.limits.clone());
+    let mut engine = Engine::new(root, options)?;
+    if let Some(None) = label {
+        engine.notice("label", || "the SELinux label could not be set".to_owned());
+    }
+    while let Some(entry) = decoder.next_entry(&mut |bytes| raw(&mut engine, bytes))? {
+        let outcome = engine.member(&entry)?;
+        let place = match &outcome {
+            Outcome::Done(place) | Outcome::File(_, place) => *place,
+        };
+        if let Some(observer) = &mut engine.options.observer {
+            observer.begin(&entry, place).map_err(|error| Error::io("observe", entry.path.as_slice(), error))?;
+        }
+        let mut file = match outcome {
+            Outcome::Done(_) => None,
+            Outcome::File(file, _) => Some(file),
+        };
+        while let Some(data) = decoder.next_data(&mut |bytes| raw(&mut engine, bytes))? {
+            if entry.sparse.is_none()
+                && let Some(observer) = &mut engine.options.observer
+            {
+                observer.content(data.bytes).map_err(|error| Error::io("observe", entry.path.as_slice(), error))?;
+            }
+            if let Some(file) = &mut file {
+                file.write(data.offset, data.bytes)?;
+            }
+        }
+        if let Some(file) = file {
+            engine.finish_file(file)?;
+        }
+    }
+    let bytes = decoder.finish(&mut |bytes| raw(&mut engine, bytes))?;
+    let mut report = engine.finish()?;
+    report.bytes = bytes;
+    Ok(report)
+}
+
+fn raw(engine: &mut Engine<'_>, bytes: &[u8]) -> io::Result<()> {
+    match &mut engine.options.observer {
+        Some(observer) => observer.raw(bytes),
+        None => Ok(()),
+    }
 }
