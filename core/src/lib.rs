@@ -1,5 +1,6 @@
 //! The graph-driver contract.
 
+pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod driver;
