@@ -21,10 +21,7 @@ pub(crate) fn open(global: &Global) -> Result<Store> {
         driver_options: global.storage_opt.clone(),
         image_store: global.image_store.as_deref().map(absolute).transpose()?,
         transient: global.transient_store.unwrap_or_default(),
-        on_lock_wait: Some(Arc::new(|path, holder| {
-            let by = holder.map(|pid| format!(" (held by process {pid})")).unwrap_or_default();
-            crate::output::complain(&format!("waiting for {}{by}", path.display()));
-        })),
+        on_lock_wait: Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}")))),
         ..StoreOptions::default()
     };
     Ok(Store::open(options, &graph_core::registry::Registry::new())?)

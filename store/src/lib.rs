@@ -65,17 +65,31 @@
 //! Lock order: storage.lock, layers.lock, mountpoints.lock, images.lock, containers.lock. Records are read when the
 //! last-writer token of their lock file has changed, and only then.
 
+mod bigdata;
+mod containers;
+mod delete;
+mod diff;
+mod dirs;
 mod error;
-#[allow(dead_code)] // until the record files use it
+mod group;
+mod images;
+mod import;
 pub mod json;
+mod layers;
+mod mounts;
+mod names;
 mod options;
 pub mod records;
+mod recovery;
 mod store;
+mod table;
 
 pub use error::{Error, ErrorKind, Result};
+pub use import::Imported;
+pub use names::Found;
 pub use options::{
     CreateContainer, CreateImage, CreateLayer, DiffCompression, DiffOptions, Durability, Expected, MountOptions,
     OnLockWait, StoreOptions,
 };
 pub use records::{Container, Image, Layer};
-pub use store::{Imported, Store, Stored};
+pub use store::{Store, Stored};

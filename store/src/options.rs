@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use graph_archive::idmap::IdMappings;
 use graph_archive::limits::Limits;
+use graph_core::lockfile::Busy;
 
 use crate::records::{Flags, Time};
 
-/// Called when a lock is held by somebody else and the store waits for it: the lock file, and the process that holds
-/// it if that can be told.
-pub type OnLockWait = Arc<dyn Fn(&Path, Option<u32>) + Send + Sync>;
+/// Called once when the store has waited a second for a lock: the lock file, and who holds it as far as that can be told.
+pub type OnLockWait = Arc<dyn Fn(&Busy) + Send + Sync>;
 
 /// How hard layers are pushed to disk before they are marked complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

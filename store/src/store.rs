@@ -1,31 +1,57 @@
 //! The store: opening it, and what its parts share.
 
-use std::io::{Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use graph_archive::apply::ApplyReport;
-use graph_archive::changes::Change;
-use graph_core::driver::{DiffReport, Driver};
-use graph_core::registry::Registry;
+use graph_core::driver::Driver;
+use graph_core::fsutil::{self, Durability};
+use graph_core::lockfile::{LockFile, Wait};
+use graph_core::registry::{DriverSetup, Registry};
+use graph_core::select::{SelectRequest, Selection};
+use graph_core::{LayerId, driver};
+use graph_sys::lock::LockKind;
 
+use crate::dirs::Dir;
 use crate::error::{Error, Result};
-use crate::options::{CreateContainer, CreateImage, CreateLayer, DiffOptions, Expected, MountOptions, StoreOptions};
-use crate::records::{Container, Image, Layer};
+use crate::group::{Group, RecordFile};
+use crate::options::StoreOptions;
+use crate::records::{Container, Image, Layer, MountPoint};
+use crate::table::{FileIndex, Record};
+
+/// The file of records that outlive a crash.
+pub(crate) const STABLE: FileIndex = 0;
+/// The file of records that a crash may lose.
+pub(crate) const VOLATILE: FileIndex = 1;
+
+/// Which store a record lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    Own,
+    /// An additional one, by its number.
+    Additional(usize),
+}
 
 /// A record as it was when it was looked up, and where it lies.
 #[derive(Clone, Debug)]
 pub struct Stored<T> {
     record: Arc<T>,
-    read_only: bool,
+    home: Home,
 }
 
 impl<T> Stored<T> {
+    pub(crate) fn new(record: &Arc<T>, home: Home) -> Self {
+        Self { record: Arc::clone(record), home }
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        self.home
+    }
+
     /// Whether it lies in an additional, read-only store.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        self.home != Home::Own
     }
 
     /// The record itself; it serialises to the peers' JSON.
@@ -42,13 +68,19 @@ impl<T> Deref for Stored<T> {
     }
 }
 
-/// A layer that was filled, and what was found on the way.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// The layer, complete.
-    pub layer: Stored<Layer>,
-    /// Members, bytes, owners, notices.
-    pub report: ApplyReport,
+/// Records of one kind, and the directory of their data.
+#[derive(Debug)]
+pub(crate) struct Part<T> {
+    pub(crate) dir: Arc<Dir>,
+    pub(crate) records: Group<T>,
+}
+
+/// An additional, read-only store.
+#[derive(Debug)]
+pub(crate) struct Additional {
+    pub(crate) root: PathBuf,
+    pub(crate) layers: Option<Part<Layer>>,
+    pub(crate) images: Option<Part<Image>>,
 }
 
 /// An open store. Usable from several threads at once; several processes may have it open.
@@ -57,13 +89,17 @@ pub struct Imported {
 /// exactly one id.
 #[derive(Debug)]
 pub struct Store {
-    options: StoreOptions,
-    driver: Arc<dyn Driver>,
-    warnings: Vec<String>,
-}
-
-fn pending<T>(operation: &str) -> Result<T> {
-    Err(Error::InvalidArgument { problem: format!("{operation} is not built yet") })
+    pub(crate) options: StoreOptions,
+    selection: Selection,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) layers: Part<Layer>,
+    pub(crate) mounts: Group<MountPoint>,
+    pub(crate) images: Part<Image>,
+    pub(crate) containers: Part<Container>,
+    /// `<run root>/<driver>-containers`, made when it is first needed.
+    pub(crate) run_containers: PathBuf,
+    pub(crate) additional: Vec<Additional>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Store {
@@ -74,8 +110,88 @@ impl Store {
     /// # Errors
     /// Driver selection's and configuration's; I/O; damaged records.
     pub fn open(options: StoreOptions, registry: &Registry) -> Result<Self> {
-        let (_, _) = (options, registry);
-        pending("opening a store")
+        for (what, path) in [("graph root", &options.root), ("run root", &options.run_root)] {
+            if !path.is_absolute() {
+                return Err(Error::InvalidArgument {
+                    problem: format!("the {what} must be an absolute path, and is {path:?}"),
+                });
+            }
+        }
+        if options.image_store.is_some() {
+            return Err(Error::InvalidArgument {
+                problem: "a separate image store is not supported yet: leave out imagestore".to_owned(),
+            });
+        }
+        let root = Dir::make(&options.root)?;
+        let run_root = Dir::make(&options.run_root)?;
+        let storage_lock = LockFile::new(options.root.join("storage.lock"));
+        // Two processes that open a new store at the same time must not make the driver's home at the same time.
+        let selection = {
+            let guard = storage_lock.lock(LockKind::Exclusive, Wait::Block)?;
+            let selection = registry.select(&select_request(&options))?;
+            if guard.token()?.as_bytes().is_empty() {
+                guard.record_write()?;
+            }
+            selection
+        };
+        let driver = Arc::clone(&selection.driver);
+        drop(LockFile::new(options.root.join("userns.lock")).lock(LockKind::Shared, Wait::Block)?);
+
+        let name = driver.name().to_owned();
+        let part = |kind: &str| format!("{name}-{kind}");
+        let transient_dir = |kind: &str, dir: &Arc<Dir>| -> Result<Arc<Dir>> {
+            if options.transient { Ok(Arc::new(run_root.make_dir(&part(kind))?)) } else { Ok(Arc::clone(dir)) }
+        };
+        let group =
+            |dir: &Arc<Dir>, lock: PathBuf, stable: &'static str, volatile: Option<(Arc<Dir>, &'static str)>| {
+                let mut files = vec![RecordFile { dir: Arc::clone(dir), name: stable, durability: Durability::Data }];
+                files.extend(volatile.map(|(dir, name)| RecordFile { dir, name, durability: Durability::None }));
+                (LockFile::new(lock), files)
+            };
+        let on_wait = &options.on_lock_wait;
+
+        let layers_dir = Arc::new(root.make_dir(&part("layers"))?);
+        let volatile = (transient_dir("layers", &layers_dir)?, "volatile-layers.json");
+        let (lock, files) = group(&layers_dir, layers_dir.path().join("layers.lock"), "layers.json", Some(volatile));
+        let layers = Part { dir: layers_dir, records: Group::new(lock, files, on_wait.clone()) };
+
+        let mounts_dir = Arc::new(run_root.make_dir(&part("layers"))?);
+        let files =
+            vec![RecordFile { dir: Arc::clone(&mounts_dir), name: "mountpoints.json", durability: Durability::None }];
+        let lock = LockFile::new(mounts_dir.path().join("mountpoints.lock"));
+        let mounts = Group::new(lock, files, on_wait.clone());
+
+        let images_dir = Arc::new(root.make_dir(&part("images"))?);
+        let (lock, files) = group(&images_dir, images_dir.path().join("images.lock"), "images.json", None);
+        let images = Part { dir: images_dir, records: Group::new(lock, files, on_wait.clone()) };
+
+        let containers_dir = Arc::new(root.make_dir(&part("containers"))?);
+        let volatile_dir = transient_dir("containers", &containers_dir)?;
+        let lock = volatile_dir.path().join("containers.lock");
+        let volatile = (volatile_dir, "volatile-containers.json");
+        let (lock, files) = group(&containers_dir, lock, "containers.json", Some(volatile));
+        let containers = Part { dir: containers_dir, records: Group::new(lock, files, on_wait.clone()) };
+
+        let additional = driver
+            .additional_image_stores()
+            .into_iter()
+            .map(|root| open_additional(root, &name))
+            .collect::<Result<_>>()?;
+        let run_containers = options.run_root.join(part("containers"));
+        let mut store = Self {
+            options,
+            selection,
+            driver,
+            layers,
+            mounts,
+            images,
+            containers,
+            run_containers,
+            additional,
+            warnings: Vec::new(),
+        };
+        store.warnings = store.recover()?;
+        Ok(store)
     }
 
     /// The graph root.
@@ -98,8 +214,14 @@ impl Store {
 
     /// The driver in use.
     #[must_use]
-    pub fn driver(&self) -> &Arc<dyn Driver> {
+    pub fn driver(&self) -> &Arc<dyn driver::Driver> {
         &self.driver
+    }
+
+    /// Why this driver was chosen, what became of the others, and what file system is below.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
     }
 
     /// What could not be cleaned up at opening, one sentence each.
@@ -113,416 +235,116 @@ impl Store {
     /// # Errors
     /// The driver's.
     pub fn status(&self) -> Result<Vec<(String, String)>> {
-        pending("status")
+        let pair = |key: &str, value: String| (key.to_owned(), value);
+        let mut status = vec![
+            pair("Root", self.root().display().to_string()),
+            pair("Run Root", self.run_root().display().to_string()),
+            pair("Driver Name", self.driver.name().to_owned()),
+            pair("Driver Options", format!("[{}]", self.options.driver_options.join(" "))),
+        ];
+        status.extend(self.driver.status()?);
+        Ok(status)
     }
 
-    /// Unmounts what is mounted (only when forced) and releases what the driver holds of the system.
-    ///
-    /// # Errors
-    /// [`Error::LayerMounted`] when a layer is mounted and `force` is not set.
-    pub fn shutdown(&self, force: bool) -> Result<()> {
-        let _ = force;
-        pending("shutdown")
-    }
-}
-
-/// Layers.
-impl Store {
-    /// All layers, in the order of the file (parents first as a rule), additional stores last.
-    ///
-    /// # Errors
-    /// I/O; damaged records.
-    pub fn layers(&self) -> Result<Vec<Stored<Layer>>> {
-        pending("layers")
+    /// How hard records of a file are pushed to disk.
+    pub(crate) fn durability(file: FileIndex) -> Durability {
+        if file == VOLATILE { Durability::None } else { Durability::Data }
     }
 
-    /// One layer.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`].
-    pub fn layer(&self, layer: &str) -> Result<Stored<Layer>> {
-        let _ = layer;
-        pending("layer")
-    }
-
-    /// The layers whose uncompressed tar has this digest (diff ID); none is an empty list.
-    ///
-    /// # Errors
-    /// I/O; damaged records.
-    pub fn layers_by_uncompressed_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
-        let _ = digest;
-        pending("layers by digest")
-    }
-
-    /// The layers that were filled from a blob of this digest; none is an empty list.
-    ///
-    /// # Errors
-    /// I/O; damaged records.
-    pub fn layers_by_compressed_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
-        let _ = digest;
-        pending("layers by digest")
-    }
-
-    /// Makes an empty layer.
-    ///
-    /// A process killed in the middle leaves a record marked incomplete, which the next open removes with its files.
-    ///
-    /// # Errors
-    /// [`Error::IdInUse`], [`Error::LayerNameInUse`], [`Error::LayerNotKnown`] and [`Error::ParentIsContainer`] for the
-    /// parent, the driver's; nothing is left behind.
-    pub fn create_layer(&self, options: &CreateLayer) -> Result<Stored<Layer>> {
-        let _ = options;
-        pending("create layer")
-    }
-
-    /// Makes a layer from a blob: tar, plain or compressed (told by its first bytes), read once to its end.
-    ///
-    /// Extraction holds no lock where the driver can stage; the layer appears at once and complete, on disk with
-    /// [`crate::Durability::Full`].
-    ///
-    /// # Errors
-    /// As [`Store::create_layer`]; [`Error::DigestMismatch`]; [`Error::Archive`] for bad input. Nothing is left behind.
-    pub fn import_layer(
-        &self,
-        options: &CreateLayer,
-        expected: &Expected,
-        blob: &mut (dyn Read + Send),
-    ) -> Result<Imported> {
-        let (_, _, _) = (options, expected, blob);
-        pending("import layer")
-    }
-
-    /// Puts a blob into an existing layer, also while that is mounted; its digests, sizes and owners replace those
-    /// recorded before.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::ReadOnlyStore`], [`Error::DigestMismatch`], [`Error::Archive`]. What was
-    /// extracted before the error stays in the layer; its record is as before.
-    pub fn apply_diff(&self, layer: &str, expected: &Expected, blob: &mut (dyn Read + Send)) -> Result<Imported> {
-        let (_, _, _) = (layer, expected, blob);
-        pending("apply diff")
-    }
-
-    /// Writes what `to` adds to `from` (`None`: its parent) as a tar; the very bytes it was filled from where they are
-    /// known.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::Archive`] when the files are not what was put in, I/O.
-    pub fn diff(
-        &self,
-        from: Option<&str>,
-        to: &str,
-        out: &mut (dyn Write + Send),
-        options: &DiffOptions,
-    ) -> Result<DiffReport> {
-        let (_, _, _, _) = (from, to, out, options);
-        pending("diff")
-    }
-
-    /// Lists what is different between `from` (`None`: its parent) and `to`, sorted by path.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], the driver's.
-    pub fn changes(&self, from: Option<&str>, to: &str) -> Result<Vec<Change>> {
-        let (_, _) = (from, to);
-        pending("changes")
-    }
-
-    /// Bytes of the difference between `from` (`None`: its parent) and `to`.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], the driver's.
-    pub fn diff_size(&self, from: Option<&str>, to: &str) -> Result<u64> {
-        let (_, _) = (from, to);
-        pending("diff size")
-    }
-
-    /// Mounts a layer or a container and counts that; the mount outlives the process. Returns where it is.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`]; [`Error::ReadOnlyStore`] for a read-write mount of an additional store's layer.
-    pub fn mount(&self, layer_or_container: &str, options: &MountOptions) -> Result<PathBuf> {
-        let (_, _) = (layer_or_container, options);
-        pending("mount")
-    }
-
-    /// Takes one off the mount count (all, when forced) and unmounts at 0. Whether it is unmounted now.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`]; the driver's, when something in the mount is still in use. Not mounted is no error.
-    pub fn unmount(&self, layer_or_container: &str, force: bool) -> Result<bool> {
-        let (_, _) = (layer_or_container, force);
-        pending("unmount")
-    }
-
-    /// The mount count of a layer or container; 0 for one that is not mounted.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`].
-    pub fn mounted(&self, layer_or_container: &str) -> Result<u64> {
-        let _ = layer_or_container;
-        pending("mounted")
-    }
-
-    /// Deletes a layer that nothing uses; a mounted one is unmounted first. The files go outside the lock.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::LayerHasChildren`], [`Error::LayerUsedByImage`],
-    /// [`Error::LayerUsedByContainer`], [`Error::ReadOnlyStore`].
-    pub fn delete_layer(&self, layer: &str) -> Result<()> {
-        let _ = layer;
-        pending("delete layer")
-    }
-
-    /// A big data item of a layer.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::BigDataNotFound`].
-    pub fn layer_big_data(&self, layer: &str, key: &str) -> Result<Vec<u8>> {
-        let (_, _) = (layer, key);
-        pending("layer big data")
-    }
-
-    /// Sets a big data item of a layer.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::InvalidBigDataName`], [`Error::ReadOnlyStore`].
-    pub fn set_layer_big_data(&self, layer: &str, key: &str, data: &[u8]) -> Result<()> {
-        let (_, _, _) = (layer, key, data);
-        pending("set layer big data")
+    /// Refuses to change what lies in an additional store.
+    pub(crate) fn writable<T>(&self, object: &Stored<T>, what: impl FnOnce() -> String) -> Result<()> {
+        match object.home() {
+            Home::Own => Ok(()),
+            Home::Additional(n) => {
+                let store = self.additional.get(n).map(|store| store.root.clone()).unwrap_or_default();
+                Err(Error::ReadOnlyStore { what: what(), store })
+            }
+        }
     }
 }
 
-/// Images.
-impl Store {
-    /// All images, additional stores last.
-    ///
-    /// # Errors
-    /// I/O; damaged records.
-    pub fn images(&self) -> Result<Vec<Stored<Image>>> {
-        pending("images")
-    }
-
-    /// One image.
-    ///
-    /// # Errors
-    /// [`Error::ImageNotKnown`].
-    pub fn image(&self, image: &str) -> Result<Stored<Image>> {
-        let _ = image;
-        pending("image")
-    }
-
-    /// The images found by a digest (see [`Image::digests`]).
-    ///
-    /// # Errors
-    /// [`Error::InvalidDigest`].
-    pub fn images_by_digest(&self, digest: &str) -> Result<Vec<Stored<Image>>> {
-        let _ = digest;
-        pending("images by digest")
-    }
-
-    /// The images with this (mapped) top layer.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`].
-    pub fn images_by_top_layer(&self, layer: &str) -> Result<Vec<Stored<Image>>> {
-        let _ = layer;
-        pending("images by top layer")
-    }
-
-    /// Makes an image.
-    ///
-    /// # Errors
-    /// [`Error::IdInUse`], [`Error::ImageNameInUse`], [`Error::LayerNotKnown`], [`Error::InvalidDigest`].
-    pub fn create_image(&self, options: &CreateImage) -> Result<Stored<Image>> {
-        let _ = options;
-        pending("create image")
-    }
-
-    /// Deletes an image's record and the layers that nothing else uses; returns those, top first. With `commit` not
-    /// set nothing is deleted.
-    ///
-    /// # Errors
-    /// [`Error::ImageNotKnown`], [`Error::ImageUsedByContainer`], [`Error::ReadOnlyStore`].
-    pub fn delete_image(&self, image: &str, commit: bool) -> Result<Vec<String>> {
-        let (_, _) = (image, commit);
-        pending("delete image")
-    }
-
-    /// A big data item of an image.
-    ///
-    /// # Errors
-    /// [`Error::ImageNotKnown`], [`Error::BigDataNotFound`].
-    pub fn image_big_data(&self, image: &str, key: &str) -> Result<Vec<u8>> {
-        let (_, _) = (image, key);
-        pending("image big data")
-    }
-
-    /// Sets a big data item of an image, its size and digest.
-    ///
-    /// # Errors
-    /// [`Error::ImageNotKnown`], [`Error::InvalidBigDataName`], [`Error::ReadOnlyStore`].
-    pub fn set_image_big_data(&self, image: &str, key: &str, data: &[u8]) -> Result<()> {
-        let (_, _, _) = (image, key, data);
-        pending("set image big data")
-    }
-
-    /// Uncompressed bytes of all its layers, each once, and of its big data.
-    ///
-    /// # Errors
-    /// [`Error::ImageNotKnown`]; the driver's, where a layer's size has to be measured.
-    pub fn image_size(&self, image: &str) -> Result<u64> {
-        let _ = image;
-        pending("image size")
+fn select_request(options: &StoreOptions) -> SelectRequest {
+    SelectRequest {
+        name: options.driver.clone(),
+        priority: options.driver_priority.clone(),
+        options: options.driver_options.clone(),
+        setup: DriverSetup {
+            root: options.root.clone(),
+            run_root: options.run_root.clone(),
+            image_store: options.image_store.clone(),
+            options: Vec::new(),
+            rootless: options.rootless,
+            disable_id_mapped_mounts: options.disable_id_mapped_mounts,
+        },
     }
 }
 
-/// Containers.
-impl Store {
-    /// All containers.
-    ///
-    /// # Errors
-    /// I/O; damaged records.
-    pub fn containers(&self) -> Result<Vec<Stored<Container>>> {
-        pending("containers")
-    }
+fn open_additional(root: PathBuf, driver: &str) -> Result<Additional> {
+    let layers = open_read_only_part(&root, driver, "layers", "layers.lock", "layers.json")?;
+    let images = open_read_only_part(&root, driver, "images", "images.lock", "images.json")?;
+    Ok(Additional { root, layers, images })
+}
 
-    /// One container; found by its layer's id, too.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`].
-    pub fn container(&self, container: &str) -> Result<Stored<Container>> {
-        let _ = container;
-        pending("container")
-    }
+fn open_read_only_part<T: Record>(
+    root: &Path,
+    driver: &str,
+    kind: &str,
+    lock: &str,
+    file: &'static str,
+) -> Result<Option<Part<T>>> {
+    let Some(dir) = Dir::open(&root.join(format!("{driver}-{kind}")))? else { return Ok(None) };
+    let dir = Arc::new(dir);
+    let files = vec![RecordFile { dir: Arc::clone(&dir), name: file, durability: Durability::Data }];
+    let records = Group::new(LockFile::read_only(dir.path().join(lock)), files, None);
+    Ok(Some(Part { dir, records }))
+}
 
-    /// Makes a container with its own read-write layer.
-    ///
-    /// # Errors
-    /// [`Error::IdInUse`], [`Error::ContainerNameInUse`], [`Error::ImageNotKnown`], the driver's; nothing is left behind.
-    pub fn create_container(&self, options: &CreateContainer) -> Result<Stored<Container>> {
-        let _ = options;
-        pending("create container")
-    }
-
-    /// Deletes a container, its layer, big data and directories; a mounted one is unmounted first.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`].
-    pub fn delete_container(&self, container: &str) -> Result<()> {
-        let _ = container;
-        pending("delete container")
-    }
-
-    /// A big data item of a container.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`], [`Error::BigDataNotFound`].
-    pub fn container_big_data(&self, container: &str, key: &str) -> Result<Vec<u8>> {
-        let (_, _) = (container, key);
-        pending("container big data")
-    }
-
-    /// Sets a big data item of a container, its size and digest.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`], [`Error::InvalidBigDataName`].
-    pub fn set_container_big_data(&self, container: &str, key: &str, data: &[u8]) -> Result<()> {
-        let (_, _, _) = (container, key, data);
-        pending("set container big data")
-    }
-
-    /// The container's directory for its engine's data, below the graph root; made (0700) when missing.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`].
-    pub fn container_directory(&self, container: &str) -> Result<PathBuf> {
-        let _ = container;
-        pending("container directory")
-    }
-
-    /// The same below the run root.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`].
-    pub fn container_run_directory(&self, container: &str) -> Result<PathBuf> {
-        let _ = container;
-        pending("container run directory")
-    }
-
-    /// Bytes of its layer's changes, its big data, and its two directories.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotKnown`], the driver's.
-    pub fn container_size(&self, container: &str) -> Result<u64> {
-        let _ = container;
-        pending("container size")
+/// 64 random hex digits of which the first twelve are not all decimal: a short form must not look like a number.
+pub(crate) fn random_id() -> Result<LayerId> {
+    loop {
+        let mut bytes = [0_u8; 32];
+        fsutil::random(&mut bytes).map_err(|e| Error::io("get random bytes for an ID", "", e))?;
+        let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        if !id.bytes().take(12).all(|digit| digit.is_ascii_digit()) {
+            return Ok(LayerId::new(id)?);
+        }
     }
 }
 
-/// Layers, images and containers alike.
-impl Store {
-    /// The names of a layer, image or container (looked for in that order).
-    ///
-    /// # Errors
-    /// [`Error::NotKnown`].
-    pub fn names(&self, object: &str) -> Result<Vec<String>> {
-        let _ = object;
-        pending("names")
+/// The id asked for, checked, or a random one.
+///
+/// Besides what no path component may be, names that the store itself uses beside its layers' directories are refused.
+pub(crate) fn new_id(asked: Option<&str>) -> Result<LayerId> {
+    let Some(asked) = asked.filter(|id| !id.is_empty()) else { return random_id() };
+    let id = LayerId::new(asked)?;
+    let reserved = ["tmp", "l", "staging", "tempdirs", "dir", "backingFsBlockDev"];
+    let endings = [".json", ".lock", ".tar-split.gz"];
+    if asked.starts_with('.') || reserved.contains(&asked) || endings.iter().any(|ending| asked.ends_with(ending)) {
+        return Err(graph_core::id::InvalidId(asked.to_owned()).into());
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_ids_are_64_hex_digits() {
+        let (a, b) = (random_id().unwrap(), random_id().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(a.as_str().len(), 64);
+        assert!(a.as_str().bytes().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase()));
     }
 
-    /// Gives it exactly these names; names that others of its kind have are moved. Returns the names it has now.
-    ///
-    /// # Errors
-    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
-    pub fn set_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
-        let (_, _) = (object, names);
-        pending("set names")
-    }
-
-    /// Puts these names in front of those it has; names that others of its kind have are moved. Returns all.
-    ///
-    /// # Errors
-    /// As [`Store::set_names`].
-    pub fn add_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
-        let (_, _) = (object, names);
-        pending("add names")
-    }
-
-    /// Takes names away. Returns those left.
-    ///
-    /// # Errors
-    /// As [`Store::set_names`].
-    pub fn remove_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
-        let (_, _) = (object, names);
-        pending("remove names")
-    }
-
-    /// The free text of a layer, image or container.
-    ///
-    /// # Errors
-    /// [`Error::NotKnown`].
-    pub fn metadata(&self, object: &str) -> Result<String> {
-        let _ = object;
-        pending("metadata")
-    }
-
-    /// Replaces the free text.
-    ///
-    /// # Errors
-    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
-    pub fn set_metadata(&self, object: &str, metadata: &str) -> Result<()> {
-        let (_, _) = (object, metadata);
-        pending("set metadata")
-    }
-
-    /// Deletes a container (with its layer), else an image (its record only), else a layer, without asking whether
-    /// anything uses it.
-    ///
-    /// # Errors
-    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
-    pub fn delete(&self, object: &str) -> Result<()> {
-        let _ = object;
-        pending("delete")
+    #[test]
+    fn ids_that_would_hit_the_stores_own_files_are_refused() {
+        for bad in
+            ["../x", "a/b", ".", "..", "layers.json", "layers.lock", "x.tar-split.gz", "tmp", "l", ".tmp-1", "a\nb"]
+        {
+            assert!(new_id(Some(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(new_id(Some("layer-gzip")).unwrap().as_str(), "layer-gzip");
+        assert_eq!(new_id(Some("")).unwrap().as_str().len(), 64);
     }
 }

@@ -1,0 +1,249 @@
+//! Containers: finding and making them, their big data, directories and size.
+
+use std::path::PathBuf;
+
+use graph_core::fsutil;
+use graph_sys::fs::{AtFlags, FileType};
+
+use crate::bigdata::{self, Owner};
+use crate::dirs::Dir;
+use crate::error::{Error, Result};
+use crate::options::{CreateContainer, CreateLayer};
+use crate::records::{Container, Image, Time};
+use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
+use crate::table::unique;
+
+/// The directory in a container's own that belongs to its engine.
+const USER_DATA: &str = "userdata";
+
+/// Containers.
+impl Store {
+    /// All containers.
+    ///
+    /// # Errors
+    /// I/O; damaged records.
+    pub fn containers(&self) -> Result<Vec<Stored<Container>>> {
+        Ok(self.containers.records.read()?.iter().map(|container| Stored::new(container, Home::Own)).collect())
+    }
+
+    /// One container; found by its layer's id, too.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`].
+    pub fn container(&self, container: &str) -> Result<Stored<Container>> {
+        let table = self.containers.records.read()?;
+        let found = table.find(container).map(|container| Stored::new(container, Home::Own));
+        found.ok_or_else(|| Error::ContainerNotKnown { reference: container.to_owned() })
+    }
+
+    /// Makes a container with its own read-write layer.
+    ///
+    /// The layer is there before the container is; a process killed in between leaves a layer that nothing uses.
+    ///
+    /// # Errors
+    /// [`Error::IdInUse`], [`Error::ContainerNameInUse`], [`Error::ImageNotKnown`], [`Error::InvalidBigDataName`], the
+    /// driver's; nothing is left behind.
+    pub fn create_container(&self, options: &CreateContainer) -> Result<Stored<Container>> {
+        let id = new_id(options.id.as_deref())?;
+        if options.process_label.is_empty() != options.mount_label.is_empty() {
+            return Err(Error::InvalidArgument {
+                problem: "ProcessLabel and Mountlabel must either not be specified or both specified".to_owned(),
+            });
+        }
+        for (key, _) in &options.big_data {
+            bigdata::file_name(key)?;
+        }
+        let image = match options.image.as_deref() {
+            None | Some("") => None,
+            Some(reference) => Some(self.image(reference)?),
+        };
+        let top = image.as_ref().map(|image| image.layer.clone()).filter(|layer| !layer.is_empty());
+        let volatile = options.volatile || self.options.transient;
+        let file = if volatile { VOLATILE } else { STABLE };
+        let layer_options = self.container_layer(options, image.as_ref(), top, volatile)?;
+        let plan = self.plan_layer(&layer_options)?;
+
+        let mut layers = self.layers.records.write()?;
+        let mut containers = self.containers.records.write()?;
+        if containers.table().by_id(id.as_str()).is_some() {
+            return Err(Error::IdInUse { kind: "container", id: id.to_string() });
+        }
+        for name in &options.names {
+            if let Some(owner) = containers.table().by_name(name) {
+                return Err(Error::ContainerNameInUse { name: name.clone(), owner: owner.id.clone() });
+            }
+        }
+        let mappings = options.mappings.clone().unwrap_or_else(|| plan.mappings.clone());
+        let layer = self.make_layer(&mut layers, &plan, &layer_options)?;
+        let mut container = Container {
+            id: id.to_string(),
+            names: unique(&options.names),
+            image: image.map(|image| image.id.clone()).unwrap_or_default(),
+            layer: layer.id.clone(),
+            metadata: options.metadata.clone(),
+            created: Time::now(),
+            uid_map: mappings.uids,
+            gid_map: mappings.gids,
+            flags: options.flags.clone(),
+            ..Container::default()
+        };
+        container.flags.set("MountLabel", &options.mount_label);
+        container.flags.set("ProcessLabel", &options.process_label);
+        if !options.mount_options.is_empty() {
+            container.flags.set("MountOpts", &options.mount_options);
+        }
+        if volatile {
+            container.flags.set("Volatile", &true);
+        }
+        let mut write = || -> Result<()> {
+            for (key, data) in &options.big_data {
+                bigdata::write(&self.containers.dir, owner(id.as_str()), key, data, Self::durability(file))?;
+                note_big_data(&mut container, key, data);
+            }
+            containers.change().insert(container.clone(), file);
+            containers.save(&[file])
+        };
+        if let Err(error) = write() {
+            if let Err(error) = self.containers.dir.remove(id.as_str()) {
+                tracing::warn!(error = &error as &dyn std::error::Error, container = %id, "removing the data of a container that could not be made");
+            }
+            self.abandon_layer(&mut layers, &plan.id);
+            return Err(error);
+        }
+        let unknown = || Error::ContainerNotKnown { reference: id.to_string() };
+        containers.table().by_id(id.as_str()).map(|container| Stored::new(container, Home::Own)).ok_or_else(unknown)
+    }
+
+    /// What the container's own layer is to be.
+    fn container_layer(
+        &self,
+        options: &CreateContainer,
+        image: Option<&Stored<Image>>,
+        top: Option<String>,
+        volatile: bool,
+    ) -> Result<CreateLayer> {
+        let mut layer = CreateLayer {
+            id: options.layer.clone(),
+            read_write: true,
+            volatile,
+            mount_label: options.mount_label.clone(),
+            storage_opt: options.storage_opt.clone(),
+            mappings: options.mappings.clone(),
+            parent: top,
+            ..CreateLayer::default()
+        };
+        let Some(wanted) = &options.mappings else { return Ok(layer) };
+        // A copy of the top layer with just these mappings needs no change of owners, and no shifting at mount time.
+        let tables = self.layer_tables()?;
+        let tops = image.iter().flat_map(|image| image.top_layers());
+        let fitting = tops.filter_map(|top| tables.by_id(top)).find(|top| top.mappings() == *wanted);
+        if let Some(top) = fitting {
+            layer.parent = Some(top.id.clone());
+        } else if self.driver.supports_shifting(wanted) {
+            layer.mappings = None;
+        }
+        Ok(layer)
+    }
+
+    /// A big data item of a container.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`], [`Error::BigDataNotFound`].
+    pub fn container_big_data(&self, container: &str, key: &str) -> Result<Vec<u8>> {
+        let container = self.container(container)?;
+        let known = container.big_data_names.iter().any(|name| name == key);
+        bigdata::read(&self.containers.dir, owner(&container.id), key, known)
+    }
+
+    /// Sets a big data item of a container, its size and digest.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`], [`Error::InvalidBigDataName`].
+    pub fn set_container_big_data(&self, container: &str, key: &str, data: &[u8]) -> Result<()> {
+        bigdata::file_name(key)?;
+        let mut containers = self.containers.records.write()?;
+        let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
+        let id = containers.table().find(container).ok_or_else(unknown)?.id.clone();
+        let file = containers.table().file_of(&id).unwrap_or(STABLE);
+        bigdata::write(&self.containers.dir, owner(&id), key, data, Self::durability(file))?;
+        if let Some((record, _)) = containers.change().change(&id) {
+            note_big_data(record, key, data);
+        }
+        containers.save(&[file])
+    }
+
+    /// The container's directory for its engine's data, below the graph root; made (0700) when missing.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`].
+    pub fn container_directory(&self, container: &str) -> Result<PathBuf> {
+        let container = self.container(container)?;
+        Ok(self.containers.dir.make_dir(&container.id)?.make_dir(USER_DATA)?.path().to_owned())
+    }
+
+    /// The same below the run root.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`].
+    pub fn container_run_directory(&self, container: &str) -> Result<PathBuf> {
+        let container = self.container(container)?;
+        let run = Dir::make(&self.run_containers)?;
+        Ok(run.make_dir(&container.id)?.make_dir(USER_DATA)?.path().to_owned())
+    }
+
+    /// Bytes of its layer's changes, its big data, and its two directories.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`], the driver's.
+    pub fn container_size(&self, container: &str) -> Result<u64> {
+        let container = self.container(container)?;
+        let mut size = self.diff_size(None, &container.layer)?;
+        for bytes in container.big_data_sizes.values() {
+            size = size.saturating_add(u64::try_from(*bytes).unwrap_or(0));
+        }
+        let graph = self.containers.dir.open_dir(&container.id)?;
+        let run = Dir::open(&self.run_containers)?.map(|run| run.open_dir(&container.id)).transpose()?.flatten();
+        for dir in [graph, run].into_iter().flatten() {
+            if let Some(data) = dir.open_dir(USER_DATA)? {
+                size = size.saturating_add(tree_size(&data)?);
+            }
+        }
+        Ok(size)
+    }
+}
+
+/// Bytes of the regular files below a directory.
+fn tree_size(dir: &Dir) -> Result<u64> {
+    let mut size: u64 = 0;
+    for name in fsutil::list(dir).map_err(|e| Error::io("read directory", dir.path(), e))? {
+        let error = |e| Error::io("look up", dir.path().join(&name), e);
+        let stat = match graph_sys::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(graph_sys::io::Errno::NOENT) => continue,
+            other => other.map_err(error)?,
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => size = size.saturating_add(u64::try_from(stat.st_size).unwrap_or(0)),
+            FileType::Directory => {
+                if let Some(text) = name.to_str()
+                    && let Some(below) = dir.open_dir(text)?
+                {
+                    size = size.saturating_add(tree_size(&below)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(size)
+}
+
+fn owner(id: &str) -> Owner<'_> {
+    Owner { kind: "container", id }
+}
+
+fn note_big_data(container: &mut Container, key: &str, data: &[u8]) {
+    if !container.big_data_names.iter().any(|name| name == key) {
+        container.big_data_names.push(key.to_owned());
+    }
+    container.big_data_sizes.insert(key.to_owned(), i64::try_from(data.len()).unwrap_or(i64::MAX));
+    container.big_data_digests.insert(key.to_owned(), bigdata::digest(data));
+}

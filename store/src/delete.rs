@@ -1,0 +1,299 @@
+//! Deleting, with the rules that keep what is in use.
+//!
+//! A layer goes in these steps: under the lock its record is marked incomplete, its files are renamed into temporary
+//! directories and its record is removed; the files themselves are removed after the lock is given back. A process killed
+//! on the way leaves either a marked record or a temporary directory without an owner, and the next open finishes the job.
+
+use graph_core::driver::DeferredRemoval;
+use graph_core::tempdir::{TempDir, TempDirRoot};
+use graph_core::{ErrorKind as DriverErrorKind, LayerId};
+
+use crate::dirs::Dir;
+use crate::error::{Error, Result};
+use crate::group::Writing;
+use crate::layers::tar_split_name;
+use crate::names::Found;
+use crate::records::{Image, Layer};
+use crate::recovery::TEMPORARY;
+use crate::store::{STABLE, Store};
+use crate::table::{FileIndex, Table};
+
+/// Files to remove once no lock is held any more.
+#[must_use = "the files are removed by finish()"]
+#[derive(Debug, Default)]
+struct Doomed {
+    removals: Vec<DeferredRemoval>,
+    files: Option<TempDir>,
+}
+
+impl Doomed {
+    /// Removes them. What cannot be removed is logged: the objects are gone, and the next open tries again.
+    fn finish(self) {
+        let results = self.removals.into_iter().map(DeferredRemoval::finish);
+        for error in results.chain(self.files.map(TempDir::finish)).filter_map(std::result::Result::err) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "removing the files of what was deleted");
+        }
+    }
+}
+
+/// Deleting.
+impl Store {
+    /// Deletes a layer that nothing uses; a mounted one is unmounted first. The files go outside the lock.
+    ///
+    /// A mapped copy of an image's top layer is taken off the image's list.
+    ///
+    /// # Errors
+    /// [`Error::LayerNotKnown`], [`Error::LayerHasChildren`], [`Error::LayerUsedByImage`],
+    /// [`Error::LayerUsedByContainer`], [`Error::ReadOnlyStore`].
+    pub fn delete_layer(&self, layer: &str) -> Result<()> {
+        let mut layers = self.layers.records.write()?;
+        let id = self.own_layer(&layers, layer)?;
+        if let Some(child) = layers.table().iter().find(|other| other.parent == id) {
+            return Err(Error::LayerHasChildren { id, child: child.id.clone() });
+        }
+        for (_, images) in self.image_tables()? {
+            if let Some(image) = images.iter().find(|image| image.layer == id) {
+                return Err(Error::LayerUsedByImage { id, image: image.id.clone() });
+            }
+        }
+        if let Some(container) = self.containers.records.read()?.iter().find(|container| container.layer == id) {
+            return Err(Error::LayerUsedByContainer { id, container: container.id.clone() });
+        }
+        self.forget_mapped(&id)?;
+        let doomed = self.remove_layers(&mut layers, &[id])?;
+        drop(layers);
+        doomed.finish();
+        Ok(())
+    }
+
+    pub(crate) fn own_layer(&self, layers: &Writing<'_, Layer>, reference: &str) -> Result<String> {
+        if let Some(layer) = layers.table().find(reference) {
+            return Ok(layer.id.clone());
+        }
+        for store in &self.additional {
+            if let Some(part) = &store.layers
+                && let Some(layer) = part.records.read()?.find(reference)
+            {
+                return Err(Error::ReadOnlyStore { what: format!("layer {}", layer.id), store: store.root.clone() });
+            }
+        }
+        Err(Error::LayerNotKnown { reference: reference.to_owned() })
+    }
+
+    /// Takes a layer off the lists of mapped copies.
+    fn forget_mapped(&self, id: &str) -> Result<()> {
+        let uses = |image: &Image| image.mapped_layers.iter().any(|mapped| mapped == id);
+        if !self.images.records.read()?.iter().any(|image| uses(image)) {
+            return Ok(());
+        }
+        let mut images = self.images.records.write()?;
+        let using: Vec<String> =
+            images.table().iter().filter(|image| uses(image)).map(|image| image.id.clone()).collect();
+        for image in using {
+            if let Some((record, _)) = images.change().change(&image) {
+                record.mapped_layers.retain(|mapped| mapped != id);
+            }
+        }
+        images.save(&[STABLE])
+    }
+
+    /// Removes layers, children before parents, with two writes of the records however many there are.
+    fn remove_layers(&self, layers: &mut Writing<'_, Layer>, ids: &[String]) -> Result<Doomed> {
+        let mut doomed = Doomed::default();
+        if ids.is_empty() {
+            return Ok(doomed);
+        }
+        for id in ids {
+            self.forget_mounts(id)?;
+        }
+        let mut files: Vec<FileIndex> = Vec::new();
+        for id in ids {
+            if let Some((record, file)) = layers.change().change(id) {
+                record.flags.set(Layer::INCOMPLETE, &true);
+                files.push(file);
+            }
+        }
+        layers.save(&files)?;
+        let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        let mut gone: Vec<&str> = Vec::new();
+        let mut failure = None;
+        for id in ids {
+            match self.remove_layer_files(id, &mut doomed.removals, &mut temporary) {
+                Ok(()) => gone.push(id),
+                Err(error) => {
+                    // The rest stays marked: the next open goes on with it.
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        doomed.files = Some(temporary);
+        layers.change().remove(&gone);
+        layers.save(&files)?;
+        failure.map_or(Ok(doomed), Err)
+    }
+
+    fn remove_layer_files(&self, id: &str, removals: &mut Vec<DeferredRemoval>, temporary: &mut TempDir) -> Result<()> {
+        let layer = LayerId::new(id)?;
+        match self.driver.deferred_remove(&layer) {
+            Ok(removal) => removals.push(removal),
+            Err(error) if error.kind() == DriverErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        temporary.stage_deletion(&*self.layers.dir, tar_split_name(id))?;
+        temporary.stage_deletion(&*self.layers.dir, id)?;
+        Ok(())
+    }
+
+    /// Deletes an image's record and the layers that nothing else uses; returns those, top first. With `commit` not
+    /// set nothing is deleted.
+    ///
+    /// The record goes first: a process killed on the way leaves layers that nothing uses, never an image without layers.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotKnown`], [`Error::ImageUsedByContainer`], [`Error::ReadOnlyStore`].
+    pub fn delete_image(&self, image: &str, commit: bool) -> Result<Vec<String>> {
+        let mut layers = self.layers.records.write()?;
+        let mut images = self.images.records.write()?;
+        let Some(found) = images.table().find(image).cloned() else {
+            let found = self.image(image)?;
+            self.writable(&found, || format!("image {}", found.id))?;
+            return Err(Error::ImageNotKnown { reference: image.to_owned() });
+        };
+        let containers = self.containers.records.read()?;
+        if let Some(container) = containers.iter().find(|container| container.image == found.id) {
+            return Err(Error::ImageUsedByContainer { id: found.id.clone(), container: container.id.clone() });
+        }
+        let in_use = |layer: &str| {
+            containers.iter().any(|container| container.layer == layer)
+                || images.table().iter().any(|other| other.id != found.id && other.top_layers().any(|top| top == layer))
+        };
+        let doomed_layers = removable(layers.table(), &found, in_use);
+        if !commit {
+            return Ok(doomed_layers);
+        }
+        let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        images.change().remove(&[&found.id]);
+        images.save(&[STABLE])?;
+        if LayerId::new(found.id.clone()).is_ok() {
+            temporary.stage_deletion(&*self.images.dir, &found.id)?;
+        }
+        drop(images);
+        let doomed = self.remove_layers(&mut layers, &doomed_layers)?;
+        drop(layers);
+        doomed.finish();
+        Doomed { removals: Vec::new(), files: Some(temporary) }.finish();
+        Ok(doomed_layers)
+    }
+
+    /// Deletes a container, its layer, big data and directories; a mounted one is unmounted first.
+    ///
+    /// The record goes last, so that what a killed process left can be deleted once more.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`].
+    pub fn delete_container(&self, container: &str) -> Result<()> {
+        let mut layers = self.layers.records.write()?;
+        let mut containers = self.containers.records.write()?;
+        let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
+        let found = containers.table().find(container).cloned().ok_or_else(unknown)?;
+        let own: Vec<String> = layers.table().by_id(&found.layer).map(|layer| layer.id.clone()).into_iter().collect();
+        let doomed = self.remove_layers(&mut layers, &own)?;
+        self.containers.dir.remove(&found.id)?;
+        if let Some(run) = Dir::open(&self.run_containers)? {
+            run.remove(&found.id)?;
+        }
+        let files = containers.change().remove(&[&found.id]);
+        containers.save(&files)?;
+        drop(containers);
+        drop(layers);
+        doomed.finish();
+        Ok(())
+    }
+
+    /// Deletes a container (with its layer), else an image (its record only), else a layer, without asking whether
+    /// anything uses it.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
+    pub fn delete(&self, object: &str) -> Result<()> {
+        match self.delete_container(object) {
+            Err(Error::ContainerNotKnown { .. }) => {}
+            other => return other,
+        }
+        match self.find(object)? {
+            Found::Layer(id) => {
+                let mut layers = self.layers.records.write()?;
+                let id = self.own_layer(&layers, &id)?;
+                let doomed = self.remove_layers(&mut layers, &[id])?;
+                drop(layers);
+                doomed.finish();
+                Ok(())
+            }
+            Found::Image(id) => {
+                let image = self.image(&id)?;
+                self.writable(&image, || format!("image {id}"))?;
+                let mut images = self.images.records.write()?;
+                images.change().remove(&[&id]);
+                images.save(&[STABLE])?;
+                self.images.dir.remove(&id)
+            }
+            Found::Container(id) => Err(Error::NotKnown { reference: id }),
+        }
+    }
+}
+
+/// The layers that go with an image: its mapped tops, then from the top layer down, as far as nothing else is on them.
+fn removable(layers: &Table<Layer>, image: &Image, in_use: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut going: Vec<String> = Vec::new();
+    let free = |going: &[String], id: &str| {
+        !in_use(id) && !layers.iter().any(|child| child.parent == id && !going.contains(&child.id))
+    };
+    for mapped in &image.mapped_layers {
+        if layers.by_id(mapped).is_some() && free(&going, mapped) && !going.contains(mapped) {
+            going.push(mapped.clone());
+        }
+    }
+    let mut next = image.layer.clone();
+    while let Some(layer) = layers.by_id(&next) {
+        if going.contains(&layer.id) || !free(&going, &layer.id) {
+            break;
+        }
+        going.push(layer.id.clone());
+        next.clone_from(&layer.parent);
+    }
+    going
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Slot;
+
+    fn layer(id: &str, parent: &str) -> Slot<Layer> {
+        Slot::new(Layer { id: id.to_owned(), parent: parent.to_owned(), ..Layer::default() })
+    }
+
+    #[test]
+    fn layers_go_with_their_image_as_far_as_nothing_else_uses_them() {
+        let table = Table::from_files([vec![
+            layer("base", ""),
+            layer("mid", "base"),
+            layer("top", "mid"),
+            layer("mapped", "mid"),
+            layer("other", "base"),
+        ]]);
+        let image = Image {
+            id: "i".to_owned(),
+            layer: "top".to_owned(),
+            mapped_layers: vec!["mapped".to_owned()],
+            ..Image::default()
+        };
+        assert_eq!(removable(&table, &image, |_| false), ["mapped", "top", "mid"]);
+        assert_eq!(removable(&table, &image, |id| id == "mapped"), ["top"]);
+        assert_eq!(removable(&table, &image, |id| id == "top"), ["mapped"]);
+        let tangled = Table::from_files([vec![layer("a", "b"), layer("b", "a")]]);
+        let image = Image { layer: "a".to_owned(), ..Image::default() };
+        assert!(removable(&tangled, &image, |_| false).is_empty());
+    }
+}

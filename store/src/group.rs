@@ -1,0 +1,212 @@
+//! Files of records under one lock file: read when its token says that somebody wrote, written whole.
+//!
+//! Readers get the table as it was at one moment and hold no lock while they look at it. A writer holds the lock, has the
+//! table to itself, and what it did becomes visible to others with [`Writing::save`] alone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use graph_core::fsutil::{self, Durability, FileStamp};
+use graph_core::lockfile::{LockFile, LockGuard, Token, Wait};
+use graph_sys::lock::LockKind;
+
+use crate::dirs::Dir;
+use crate::error::{Error, Result};
+use crate::json;
+use crate::options::OnLockWait;
+use crate::table::{FileIndex, Record, Table};
+
+/// One file of a group.
+#[derive(Debug)]
+pub(crate) struct RecordFile {
+    pub(crate) dir: Arc<Dir>,
+    pub(crate) name: &'static str,
+    pub(crate) durability: Durability,
+}
+
+/// A group: the records of one kind in one store.
+pub(crate) struct Group<T> {
+    lock: LockFile,
+    files: Vec<RecordFile>,
+    on_wait: Option<OnLockWait>,
+    cache: Mutex<Cache<T>>,
+    swept: AtomicBool,
+}
+
+struct Cache<T> {
+    /// What the table was read under; `None` when there is no table.
+    seen: Option<Seen>,
+    table: Arc<Table<T>>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Seen {
+    token: Token,
+    /// Editors and scripts change files without a token.
+    stamps: Vec<Option<FileStamp>>,
+}
+
+impl<T: Record> Group<T> {
+    pub(crate) fn new(lock: LockFile, files: Vec<RecordFile>, on_wait: Option<OnLockWait>) -> Self {
+        Self {
+            lock,
+            files,
+            on_wait,
+            cache: Mutex::new(Cache { seen: None, table: Arc::default() }),
+            swept: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it belongs to an additional store.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.lock.is_read_only()
+    }
+
+    /// The records as they are now.
+    pub(crate) fn read(&self) -> Result<Arc<Table<T>>> {
+        let guard = self.lock(LockKind::Shared)?;
+        self.current(&guard)
+    }
+
+    /// The records as they are now, together with the lock that keeps them so.
+    pub(crate) fn read_locked(&self) -> Result<(LockGuard, Arc<Table<T>>)> {
+        let guard = self.lock(LockKind::Shared)?;
+        let table = self.current(&guard)?;
+        Ok((guard, table))
+    }
+
+    /// Takes the lock for writing.
+    pub(crate) fn write(&self) -> Result<Writing<'_, T>> {
+        let guard = self.lock(LockKind::Exclusive)?;
+        let table = self.current(&guard)?;
+        // The cache gives its share up, so that changing the table does not copy it.
+        let mut cache = self.cache();
+        let seen = cache.seen.take();
+        cache.table = Arc::default();
+        drop(cache);
+        let table = Arc::try_unwrap(table).unwrap_or_else(|shared| (*shared).clone());
+        Ok(Writing { group: self, guard, seen, table })
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache<T>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self, kind: LockKind) -> Result<LockGuard> {
+        let tell;
+        let wait = match &self.on_wait {
+            Some(on_wait) => {
+                tell = |busy: &graph_core::lockfile::Busy| on_wait(busy);
+                Wait::Tell(&tell)
+            }
+            None => Wait::Block,
+        };
+        Ok(self.lock.lock(kind, wait)?)
+    }
+
+    fn current(&self, guard: &LockGuard) -> Result<Arc<Table<T>>> {
+        let now = Seen { token: guard.token()?, stamps: self.stamps()? };
+        let mut cache = self.cache();
+        if cache.seen.as_ref() != Some(&now) {
+            cache.seen = None;
+            cache.table = Arc::new(self.parse()?);
+            cache.seen = Some(now);
+        }
+        Ok(Arc::clone(&cache.table))
+    }
+
+    fn stamps(&self) -> Result<Vec<Option<FileStamp>>> {
+        let stamp = |file: &RecordFile| {
+            FileStamp::at(&*file.dir, file.name).map_err(|e| Error::io("look up", file.dir.path().join(file.name), e))
+        };
+        self.files.iter().map(stamp).collect()
+    }
+
+    fn parse(&self) -> Result<Table<T>> {
+        let mut files = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            let bytes = file.dir.read(file.name)?.unwrap_or_default();
+            let slots = json::parse_array(&bytes)
+                .map_err(|source| Error::Corrupt { path: file.dir.path().join(file.name), source })?;
+            files.push(slots);
+        }
+        let table = Table::from_files(files);
+        if self.is_read_only()
+            && let (Some(name), Some(file)) = (table.repaired_name(), self.files.first())
+        {
+            return Err(Error::DuplicateName { path: file.dir.path().join(file.name), name: name.to_owned() });
+        }
+        Ok(table)
+    }
+
+    /// Removes what killed writers left beside the files: once, by the first writer, since it reads a whole directory.
+    fn sweep(&self) {
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            for file in &self.files {
+                if let Err(error) = fsutil::sweep_temporaries(&*file.dir, file.name) {
+                    tracing::warn!(%error, "removing temporary files of killed writers");
+                }
+            }
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Group<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("lock", &self.lock).field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+/// A group that this thread alone may change. Dropping it gives the lock back; changes that were not saved are gone.
+pub(crate) struct Writing<'g, T: Record> {
+    group: &'g Group<T>,
+    guard: LockGuard,
+    /// `None` once the table differs from the files.
+    seen: Option<Seen>,
+    table: Table<T>,
+}
+
+impl<T: Record> Writing<'_, T> {
+    pub(crate) fn table(&self) -> &Table<T> {
+        &self.table
+    }
+
+    /// The table, to be changed and saved.
+    pub(crate) fn change(&mut self) -> &mut Table<T> {
+        self.seen = None;
+        &mut self.table
+    }
+
+    /// Writes these files. The token goes first: a crash in between makes others reload what has not changed.
+    ///
+    /// Should it fail between two files, the first is written and the second is not; memory is read anew.
+    pub(crate) fn save(&mut self, files: &[FileIndex]) -> Result<()> {
+        self.seen = None;
+        self.group.sweep();
+        let token = self.guard.record_write()?;
+        let mut files = files.to_vec();
+        files.append(&mut self.table.repaired);
+        files.sort_unstable();
+        files.dedup();
+        for (index, file) in self.group.files.iter().enumerate() {
+            if files.contains(&index) {
+                let path = || file.dir.path().join(file.name);
+                let bytes = json::write_array(self.table.slots(index))
+                    .map_err(|source| Error::Encode { path: path(), source })?;
+                file.dir.write(file.name, &bytes, file.durability)?;
+            }
+        }
+        self.seen = Some(Seen { token, stamps: self.group.stamps()? });
+        Ok(())
+    }
+}
+
+impl<T: Record> Drop for Writing<'_, T> {
+    fn drop(&mut self) {
+        if let Some(seen) = self.seen.take() {
+            let mut cache = self.group.cache();
+            cache.table = Arc::new(std::mem::take(&mut self.table));
+            cache.seen = Some(seen);
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Filling layers from blobs: one pass, and the store's lock only for the moment in which the layer appears.
+//!
+//! ```text
+//! no lock      blob -> decompress, both digests -> driver's staging directory      (staged.apply)
+//!                                   \-> tar-split in <driver>-layers/tmp/temp-dir-…
+//!              check the digests; syncfs
+//! layers.lock  record, marked incomplete -> rename the files in -> record, complete
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use graph_archive::apply::ApplyReport;
+use graph_archive::compress::{Compression, Decompressor};
+use graph_archive::digest::{Algorithm, Digest, Hashing};
+use graph_archive::idmap::IdMappings;
+use graph_archive::split::{FileGetter, GzipPacker};
+use graph_core::LayerId;
+use graph_core::driver::{ApplyDiffOptions, CreateOptions};
+use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
+
+use crate::bigdata;
+use crate::error::{Error, Result};
+use crate::layers::{LayerPlan, tar_split_name};
+use crate::options::{CreateLayer, Durability, Expected};
+use crate::records::Layer;
+use crate::recovery::TEMPORARY;
+use crate::store::{Home, STABLE, Store, Stored};
+use crate::table::FileIndex;
+
+/// A layer that was filled, and what was found on the way.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The layer, complete.
+    pub layer: Stored<Layer>,
+    /// Members, bytes, owners, notices.
+    pub report: ApplyReport,
+}
+
+/// What one pass over a blob found.
+struct Facts {
+    report: ApplyReport,
+    compression: Compression,
+    compressed_digest: Digest,
+    compressed_size: u64,
+    diff_digest: Digest,
+    diff_size: u64,
+}
+
+impl Facts {
+    fn fill(&self, layer: &mut Layer) {
+        let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        layer.compressed_digest = self.compressed_digest.to_string();
+        layer.compressed_size = size(self.compressed_size);
+        layer.diff_digest = self.diff_digest.to_string();
+        layer.diff_size = size(self.diff_size);
+        layer.compression = i64::from(self.compression.number());
+        layer.uids.clone_from(&self.report.uids);
+        layer.gids.clone_from(&self.report.gids);
+    }
+
+    fn check(&self, id: &LayerId, expected: &Expected) -> Result<()> {
+        let pairs = [
+            ("compressed", &expected.compressed_digest, &self.compressed_digest),
+            ("uncompressed", &expected.diff_digest, &self.diff_digest),
+        ];
+        for (which, expected, found) in pairs {
+            if let Some(expected) = expected
+                && *expected != found.to_string()
+            {
+                return Err(Error::DigestMismatch {
+                    id: id.to_string(),
+                    which,
+                    found: found.to_string(),
+                    expected: expected.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tar-split file in the making, or made.
+struct TarSplit {
+    directory: TempDir,
+    file: Addition,
+}
+
+/// Importing.
+impl Store {
+    /// Makes a layer from a blob: tar, plain or compressed (told by its first bytes), read once to its end.
+    ///
+    /// Extraction holds no lock where the driver can stage; the layer appears at once and complete, on disk with
+    /// [`Durability::Full`].
+    ///
+    /// # Errors
+    /// As [`Store::create_layer`]; [`Error::DigestMismatch`]; [`Error::Archive`] and [`Error::Driver`] for bad input.
+    /// Nothing is left behind.
+    pub fn import_layer(
+        &self,
+        options: &CreateLayer,
+        expected: &Expected,
+        blob: &mut (dyn Read + Send),
+    ) -> Result<Imported> {
+        check_expected(expected)?;
+        let plan = self.plan_layer(options)?;
+        let same_owners = plan.parent.is_none() || plan.mappings == plan.parent_mappings;
+        if self.driver.capabilities().staging && same_owners && options.storage_opt.is_empty() {
+            self.import_staged(options, expected, blob, &plan)
+        } else {
+            self.import_locked(options, expected, blob, &plan)
+        }
+    }
+
+    fn import_staged(
+        &self,
+        options: &CreateLayer,
+        expected: &Expected,
+        blob: &mut (dyn Read + Send),
+        plan: &LayerPlan,
+    ) -> Result<Imported> {
+        let create = CreateOptions {
+            mount_label: options.mount_label.clone(),
+            mappings: plan.mappings.clone(),
+            ..CreateOptions::default()
+        };
+        let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
+        let (split, mut packer) = self.begin_tar_split()?;
+        let facts = self.read_blob(&plan.id, blob, |diff| {
+            let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
+            Ok(staged.apply(diff, &mut apply)?)
+        })?;
+        facts.check(&plan.id, expected)?;
+        let file = self.end_tar_split(packer, &*staged.diff_getter()?, &plan.id)?;
+        if self.is_durable(plan.file) {
+            // One syncfs for all that the layer has; the tar-split as a rule lies on the same file system, and is then
+            // already clean.
+            staged.flush()?;
+            sync(&file, &plan.id)?;
+        }
+
+        let mut layers = self.layers.records.write()?;
+        self.begin_layer(&mut layers, plan, options, |record| facts.fill(record))?;
+        let publish = || {
+            self.remove_orphan(&plan.id)?;
+            self.publish_tar_split(split, &plan.id)?;
+            staged.publish(&plan.id)?;
+            if self.is_durable(plan.file) { self.layers.dir.flush() } else { Ok(()) }
+        };
+        let (layer, ()) = self.settle_layer(&mut layers, plan, publish, |_, ()| ())?;
+        Ok(Imported { layer, report: facts.report })
+    }
+
+    /// For drivers that cannot stage, and layers that begin with files of other owners than they will have.
+    fn import_locked(
+        &self,
+        options: &CreateLayer,
+        expected: &Expected,
+        blob: &mut (dyn Read + Send),
+        plan: &LayerPlan,
+    ) -> Result<Imported> {
+        let mut layers = self.layers.records.write()?;
+        self.begin_layer(&mut layers, plan, options, |_| ())?;
+        let fill = || {
+            self.create_in_driver(plan, options)?;
+            let parent = plan.parent_id.as_ref();
+            let (facts, split) =
+                self.fill_layer(&plan.id, parent, &plan.mappings, &options.mount_label, expected, blob)?;
+            self.publish_tar_split(split, &plan.id)?;
+            Ok(facts)
+        };
+        let (layer, facts) = self.settle_layer(&mut layers, plan, fill, |record, facts| facts.fill(record))?;
+        Ok(Imported { layer, report: facts.report })
+    }
+
+    /// Puts a blob into an existing layer, also while that is mounted; its digests, sizes and owners replace those
+    /// recorded before.
+    ///
+    /// The layers' lock is held all the time, since the layer must not go and nobody else may fill it.
+    ///
+    /// # Errors
+    /// [`Error::LayerNotKnown`], [`Error::ReadOnlyStore`], [`Error::DigestMismatch`], [`Error::Archive`]. What was
+    /// extracted before the error stays in the layer; its record is as before.
+    pub fn apply_diff(&self, layer: &str, expected: &Expected, blob: &mut (dyn Read + Send)) -> Result<Imported> {
+        check_expected(expected)?;
+        let mut layers = self.layers.records.write()?;
+        let id = LayerId::new(self.own_layer(&layers, layer)?)?;
+        let unknown = || Error::LayerNotKnown { reference: layer.to_owned() };
+        let record = std::sync::Arc::clone(layers.table().by_id(id.as_str()).ok_or_else(unknown)?);
+        let file = layers.table().file_of(id.as_str()).unwrap_or_default();
+        let parent = if record.parent.is_empty() { None } else { Some(LayerId::new(record.parent.clone())?) };
+        let (facts, split) =
+            self.fill_layer(&id, parent.as_ref(), &record.mappings(), &record.mount_label, expected, blob)?;
+        // A layer that was filled before has one already: replaced in one step.
+        let name = tar_split_name(id.as_str());
+        let made = split.directory.addition_path(&split.file);
+        graph_sys::fs::renameat(graph_sys::fs::CWD, &made, &*self.layers.dir, name.as_str())
+            .map_err(|e| Error::io("move into place", self.layers.dir.path().join(&name), e))?;
+        if let Some((record, _)) = layers.change().change(id.as_str()) {
+            facts.fill(record);
+        }
+        layers.save(&[file])?;
+        let layer = layers.table().by_id(id.as_str()).map(|layer| Stored::new(layer, Home::Own)).ok_or_else(unknown)?;
+        Ok(Imported { layer, report: facts.report })
+    }
+
+    /// Fills a layer that the driver has.
+    fn fill_layer(
+        &self,
+        id: &LayerId,
+        parent: Option<&LayerId>,
+        mappings: &IdMappings,
+        mount_label: &str,
+        expected: &Expected,
+        blob: &mut (dyn Read + Send),
+    ) -> Result<(Facts, TarSplit)> {
+        let (split, mut packer) = self.begin_tar_split()?;
+        let facts = self.read_blob(id, blob, |diff| {
+            let mut apply = self.apply_options(mappings, mount_label, &mut packer);
+            Ok(self.driver.apply_diff(id, parent, diff, &mut apply)?)
+        })?;
+        facts.check(id, expected)?;
+        let file = self.end_tar_split(packer, &*self.driver.diff_getter(id)?, id)?;
+        if self.options.durability == Durability::Full {
+            graph_sys::fs::syncfs(&file)
+                .map_err(|e| Error::io("flush the file system of", self.layers.dir.path(), e))?;
+        }
+        Ok((facts, split))
+    }
+
+    fn apply_options<'o>(
+        &self,
+        mappings: &IdMappings,
+        mount_label: &str,
+        packer: &'o mut GzipPacker,
+    ) -> ApplyDiffOptions<'o> {
+        ApplyDiffOptions {
+            mappings: mappings.clone(),
+            mount_label: mount_label.to_owned(),
+            limits: self.options.limits.clone(),
+            observer: Some(packer),
+            ..ApplyDiffOptions::default()
+        }
+    }
+
+    /// Whether records of that file, and what they are about, must survive a power cut.
+    fn is_durable(&self, file: FileIndex) -> bool {
+        file == STABLE && self.options.durability == Durability::Full
+    }
+
+    /// Reads a blob to its end, decompressing it and taking both digests; `apply` gets the archive.
+    fn read_blob(
+        &self,
+        id: &LayerId,
+        blob: &mut (dyn Read + Send),
+        apply: impl FnOnce(&mut dyn Read) -> Result<ApplyReport>,
+    ) -> Result<Facts> {
+        let archive = |source| Error::Archive { id: id.to_string(), source };
+        let outer = Hashing::new(blob, Algorithm::Sha256);
+        let decompressor = Decompressor::new(outer, &self.options.limits).map_err(archive)?;
+        let compression = decompressor.compression();
+        if compression == Compression::None {
+            let mut decompressor = decompressor;
+            let report = apply(&mut decompressor)?;
+            drain(&mut decompressor, id)?;
+            let (_, digest, size) = decompressor.into_inner().finish();
+            return Ok(Facts {
+                report,
+                compression,
+                compressed_digest: digest,
+                compressed_size: size,
+                diff_digest: digest,
+                diff_size: size,
+            });
+        }
+        let mut inner = Hashing::new(decompressor, Algorithm::Sha256);
+        let report = apply(&mut inner)?;
+        drain(&mut inner, id)?;
+        let (decompressor, diff_digest, diff_size) = inner.finish();
+        let (_, compressed_digest, compressed_size) = decompressor.into_inner().finish();
+        Ok(Facts { report, compression, compressed_digest, compressed_size, diff_digest, diff_size })
+    }
+
+    fn begin_tar_split(&self) -> Result<(TarSplit, GzipPacker)> {
+        let mut directory = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        let (addition, file) = directory.add_file(0o600)?;
+        let scratch = graph_sys::io::fcntl_dupfd_cloexec(&*self.layers.dir, 0)
+            .map_err(|e| Error::io("open once more", self.layers.dir.path(), e))?;
+        Ok((TarSplit { directory, file: addition }, GzipPacker::new(file, scratch)))
+    }
+
+    fn end_tar_split(&self, packer: GzipPacker, getter: &dyn FileGetter, id: &LayerId) -> Result<File> {
+        packer.finish(getter).map_err(|source| Error::Archive { id: id.to_string(), source })
+    }
+
+    fn publish_tar_split(&self, split: TarSplit, id: &LayerId) -> Result<()> {
+        split.directory.commit(split.file, &*self.layers.dir, tar_split_name(id.as_str()))?;
+        Ok(())
+    }
+
+    /// Removes what lies in the way of a new layer though no record knows it: left by a killed process.
+    fn remove_orphan(&self, id: &LayerId) -> Result<()> {
+        self.layers.dir.remove(&tar_split_name(id.as_str()))?;
+        let elsewhere = self.additional.iter().any(|store| {
+            store
+                .layers
+                .as_ref()
+                .is_some_and(|part| part.records.read().is_ok_and(|layers| layers.by_id(id.as_str()).is_some()))
+        });
+        if !elsewhere && self.driver.exists(id)? {
+            tracing::warn!(layer = %id, "removing files that no record knows, to make room for a layer of this ID");
+            self.driver.remove(id)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whatever follows what the driver wanted belongs to the digests too.
+fn drain(reader: &mut dyn Read, id: &LayerId) -> Result<()> {
+    io::copy(reader, &mut io::sink()).map(drop).map_err(|e| Error::io("read the blob of layer", id.as_str(), e))
+}
+
+fn sync(file: &File, id: &LayerId) -> Result<()> {
+    graph_sys::fs::fdatasync(file).map_err(|e| Error::io("flush the tar-split of layer", id.as_str(), e))
+}
+
+fn check_expected(expected: &Expected) -> Result<()> {
+    let digests = [&expected.compressed_digest, &expected.diff_digest];
+    digests.into_iter().flatten().try_for_each(|digest| bigdata::check_digest(digest))
+}

@@ -1,0 +1,165 @@
+//! Names and free text of layers, images and containers alike.
+
+use crate::error::{Error, Result};
+use crate::group::Group;
+use crate::records::Image;
+use crate::store::{Home, Store};
+use crate::table::{Record, unique};
+
+/// What kind of object a reference is to, and its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Found {
+    /// A layer's id.
+    Layer(String),
+    /// An image's id.
+    Image(String),
+    /// A container's id.
+    Container(String),
+}
+
+/// Layers, images and containers alike.
+impl Store {
+    /// What a reference is to: a layer, else an image, else a container.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`].
+    pub fn find(&self, object: &str) -> Result<Found> {
+        match self.layer(object) {
+            Err(Error::LayerNotKnown { .. }) => {}
+            other => return other.map(|layer| Found::Layer(layer.id.clone())),
+        }
+        match self.image(object) {
+            Err(Error::ImageNotKnown { .. }) => {}
+            other => return other.map(|image| Found::Image(image.id.clone())),
+        }
+        match self.container(object) {
+            Err(Error::ContainerNotKnown { .. }) => Err(Error::NotKnown { reference: object.to_owned() }),
+            other => other.map(|container| Found::Container(container.id.clone())),
+        }
+    }
+
+    /// The names of a layer, image or container (looked for in that order).
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`].
+    pub fn names(&self, object: &str) -> Result<Vec<String>> {
+        Ok(match self.find(object)? {
+            Found::Layer(id) => self.layer(&id)?.names.clone(),
+            Found::Image(id) => self.image(&id)?.names.clone(),
+            Found::Container(id) => self.container(&id)?.names.clone(),
+        })
+    }
+
+    /// Gives it exactly these names; names that others of its kind have are moved. Returns the names it has now.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
+    pub fn set_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
+        self.change_names(object, |_| unique(names))
+    }
+
+    /// Puts these names in front of those it has; names that others of its kind have are moved. Returns all.
+    ///
+    /// # Errors
+    /// As [`Store::set_names`].
+    pub fn add_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
+        self.change_names(object, |old| {
+            let mut all = names.to_vec();
+            all.extend_from_slice(old);
+            unique(&all)
+        })
+    }
+
+    /// Takes names away. Returns those left.
+    ///
+    /// # Errors
+    /// As [`Store::set_names`].
+    pub fn remove_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
+        self.change_names(object, |old| old.iter().filter(|name| !names.contains(name)).cloned().collect())
+    }
+
+    fn change_names(&self, object: &str, names: impl FnOnce(&[String]) -> Vec<String>) -> Result<Vec<String>> {
+        match self.find(object)? {
+            Found::Layer(id) => {
+                let layer = self.layer(&id)?;
+                self.writable(&layer, || format!("layer {id}"))?;
+                rename(&self.layers.records, &id, names, |_, _| ())
+            }
+            Found::Image(id) => {
+                let image = self.image(&id)?;
+                if let Home::Additional(_) = image.home() {
+                    self.writable(&image, || format!("image {id}"))?;
+                }
+                rename(&self.images.records, &id, names, remember_names)
+            }
+            Found::Container(id) => rename(&self.containers.records, &id, names, |_, _| ()),
+        }
+    }
+
+    /// The free text of a layer, image or container.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`].
+    pub fn metadata(&self, object: &str) -> Result<String> {
+        Ok(match self.find(object)? {
+            Found::Layer(id) => self.layer(&id)?.metadata.clone(),
+            Found::Image(id) => self.image(&id)?.metadata.clone(),
+            Found::Container(id) => self.container(&id)?.metadata.clone(),
+        })
+    }
+
+    /// Replaces the free text.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
+    pub fn set_metadata(&self, object: &str, metadata: &str) -> Result<()> {
+        match self.find(object)? {
+            Found::Layer(id) => {
+                self.writable(&self.layer(&id)?, || format!("layer {id}"))?;
+                change(&self.layers.records, &id, |layer| metadata.clone_into(&mut layer.metadata))
+            }
+            Found::Image(id) => {
+                self.writable(&self.image(&id)?, || format!("image {id}"))?;
+                change(&self.images.records, &id, |image| metadata.clone_into(&mut image.metadata))
+            }
+            Found::Container(id) => {
+                change(&self.containers.records, &id, |container| metadata.clone_into(&mut container.metadata))
+            }
+        }
+    }
+}
+
+fn rename<T: Record>(
+    records: &Group<T>,
+    id: &str,
+    names: impl FnOnce(&[String]) -> Vec<String>,
+    note: impl FnOnce(&mut T, &[String]),
+) -> Result<Vec<String>> {
+    let mut writing = records.write()?;
+    let unknown = || Error::NotKnown { reference: id.to_owned() };
+    let names = names(writing.table().by_id(id).ok_or_else(unknown)?.names());
+    let table = writing.change();
+    let mut files = table.set_names(id, &names);
+    if let Some((record, file)) = table.change(id) {
+        note(record, &names);
+        files.push(file);
+    }
+    writing.save(&files)?;
+    Ok(names)
+}
+
+fn change<T: Record>(records: &Group<T>, id: &str, change: impl FnOnce(&mut T)) -> Result<()> {
+    let mut writing = records.write()?;
+    let (record, file) = writing.change().change(id).ok_or_else(|| Error::NotKnown { reference: id.to_owned() })?;
+    change(record);
+    writing.save(&[file])
+}
+
+/// Puts names that an image gets in front of its history.
+fn remember_names(image: &mut Image, names: &[String]) {
+    for name in names {
+        image.names_history.retain(|old| old != name);
+        image.names_history.insert(0, name.clone());
+    }
+}
