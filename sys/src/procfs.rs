@@ -22,6 +22,17 @@ pub(crate) fn read(path: &str) -> Result<Vec<u8>> {
     read_all(&file)
 }
 
+/// The names in a directory of procfs that are numbers.
+pub(crate) fn numbers(dir: &OwnedFd) -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    let mut buffer = crate::getdents::DirBuffer::new();
+    let mut entries = buffer.entries(dir)?;
+    while let Some(entry) = entries.next() {
+        numbers.extend(std::str::from_utf8(entry?.name).ok().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(numbers)
+}
+
 /// The path that the kernel shows for a descriptor.
 pub(crate) fn link_of(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
     rustix::fs::readlinkat(CWD, format!("/proc/thread-self/fd/{}", file.as_raw_fd()), Vec::new())
