@@ -3,273 +3,126 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use graph_archive::apply::{ApplyObserver, ApplyReport};
+use graph_archive::apply::ApplyReport;
 use graph_archive::changes::Change;
 use graph_archive::idmap::IdMappings;
-use graph_archive::limits::Limits;
 
 use crate::error::Result;
 use crate::id::LayerId;
 
-/// How a layer is made.
-#[derive(Clone, Debug, Default)]
-pub struct CreateOptions {
-    /// SELinux label for the layer's files; empty for none.
-    pub mount_label: String,
-    /// Limits of a read-write layer: `size` (bytes, with units) and `inodes`. Drivers without quotas refuse any.
-    pub storage_opt: BTreeMap<String, String>,
-    /// The layer's own id mappings: its files are stored with host ids. Empty where ids are shifted at mount time.
-    pub mappings: IdMappings,
-}
+mod ext;
+mod facts;
+mod guards;
+mod options;
 
-/// How a layer is mounted.
-#[derive(Clone, Debug, Default)]
-pub struct GetOptions {
-    /// SELinux label of the mount; empty for none.
-    pub mount_label: String,
-    /// Mappings to show the layer through, where the driver can shift ids at mount time.
-    pub mappings: IdMappings,
-    /// Mount options: `ro` makes the mount read-only; the others replace the configured `mountopt`.
-    pub options: Vec<String>,
-    /// The container's changes may be lost in a crash: no syncing at unmount.
-    pub volatile: bool,
-    /// Show ids as they are on disk even if the driver could shift them.
-    pub disable_shifting: bool,
-}
-
-/// How a diff is put into a layer.
-#[derive(Default)]
-pub struct ApplyDiffOptions<'o> {
-    /// Mappings from the archive's (container) ids to those on disk.
-    pub mappings: IdMappings,
-    /// SELinux label for new files; empty for none.
-    pub mount_label: String,
-    /// A refused chown is no error.
-    pub ignore_chown_errors: bool,
-    /// Give every file this mode (octal) and keep the real one in `user.containers.override_stat`.
-    pub force_mask: Option<u32>,
-    /// What the archive may ask for.
-    pub limits: Limits,
-    /// Sees every raw byte and every file's content once, in stream order; a driver must pass it on to the code that
-    /// applies, because tar-split is made from it.
-    pub observer: Option<&'o mut dyn ApplyObserver>,
-}
-
-impl fmt::Debug for ApplyDiffOptions<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApplyDiffOptions")
-            .field("mappings", &self.mappings)
-            .field("ignore_chown_errors", &self.ignore_chown_errors)
-            .field("force_mask", &self.force_mask)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Which two states a diff, a change list or a diff size compares.
-#[derive(Clone, Debug)]
-pub struct DiffRequest<'r> {
-    /// The layer asked about.
-    pub id: &'r LayerId,
-    /// Mappings of its ids on disk.
-    pub mappings: &'r IdMappings,
-    /// The state to compare with; `None` compares with nothing (everything is an addition).
-    pub parent: Option<&'r LayerId>,
-    /// Mappings of the parent's ids on disk.
-    pub parent_mappings: &'r IdMappings,
-    /// SELinux label for a mount that the comparison may need; empty for none.
-    pub mount_label: &'r str,
-}
-
-/// What writing a diff found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DiffReport {
-    /// Bytes written.
-    pub bytes: u64,
-    /// Things left out and why, one sentence each (sockets, for example).
-    pub notices: Vec<String>,
-}
-
-/// Space and inodes that a layer takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskUsage {
-    /// Bytes.
-    pub size: u64,
-    /// Inodes.
-    pub inodes: u64,
-}
-
-/// What a driver can do on its home directory, found by probing, not by kernel version.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// `get` shows a layer through mappings without touching its files.
-    pub shifts_ids: bool,
-    /// Changes are read from the layer's own directory, without comparing trees.
-    pub native_diff: bool,
-    /// `storage_opt` `size` and `inodes` work.
-    pub quotas: bool,
-    /// `get` with `volatile` skips syncing.
-    pub volatile: bool,
-    /// `begin_staged` works: extraction needs no lock.
-    pub staging: bool,
-    /// Copies within the home share extents.
-    pub reflink: bool,
-    /// The most layers that can be below one layer; `None` for no limit.
-    pub max_depth: Option<usize>,
-    /// Additional, read-only stores can be used (option `imagestore`).
-    pub additional_stores: bool,
-    /// `get` with `ro` gives a tree that refuses writes.
-    pub read_only_mounts: bool,
-}
-
-/// A deletion that has begun: the layer is gone from the driver, its files are not yet removed.
-///
-/// Dropping it removes them too, ignoring errors; a left-over is removed by the next open.
-#[must_use = "the files are removed by finish()"]
-pub struct DeferredRemoval {
-    finish: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
-}
-
-impl DeferredRemoval {
-    /// A removal whose physical part is `finish`.
-    pub fn new(finish: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
-        Self { finish: Some(Box::new(finish)) }
-    }
-
-    /// A removal with nothing left to do.
-    pub fn done() -> Self {
-        Self { finish: None }
-    }
-
-    /// Removes the files. To be called outside locks; may take long.
-    ///
-    /// # Errors
-    /// The first file that could not be removed; the rest is tried all the same.
-    pub fn finish(mut self) -> Result<()> {
-        self.finish.take().map_or(Ok(()), |finish| finish())
-    }
-}
-
-impl Drop for DeferredRemoval {
-    fn drop(&mut self) {
-        if let Some(finish) = self.finish.take()
-            && let Err(error) = finish()
-        {
-            tracing::warn!(%error, "removing a deleted layer's files");
-        }
-    }
-}
-
-impl fmt::Debug for DeferredRemoval {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeferredRemoval").field("pending", &self.finish.is_some()).finish()
-    }
-}
-
-/// A mounted layer. Dropping it gives up the reference, and unmounts with the last one.
-#[must_use = "dropping it unmounts the layer"]
-pub struct Mounted<'d> {
-    path: PathBuf,
-    release: Option<Box<dyn FnOnce() -> Result<()> + Send + 'd>>,
-}
-
-impl<'d> Mounted<'d> {
-    /// A mount at `path` whose reference `release` gives up.
-    pub fn new(path: PathBuf, release: impl FnOnce() -> Result<()> + Send + 'd) -> Self {
-        Self { path, release: Some(Box::new(release)) }
-    }
-
-    /// Where the layer's tree is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Gives up the reference and reports a failing unmount.
-    ///
-    /// # Errors
-    /// Those of [`Driver::put`].
-    pub fn put(mut self) -> Result<()> {
-        self.release.take().map_or(Ok(()), |release| release())
-    }
-
-    /// Leaves the layer mounted, also beyond the end of the process; [`Driver::put`] undoes it.
-    #[must_use]
-    pub fn persist(mut self) -> PathBuf {
-        self.release = None;
-        std::mem::take(&mut self.path)
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        if let Some(release) = self.release.take()
-            && let Err(error) = release()
-        {
-            tracing::warn!(%error, path = %self.path.display(), "unmounting a layer that went out of scope");
-        }
-    }
-}
-
-impl fmt::Debug for Mounted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mounted").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-/// A layer being filled outside every lock. Dropping it removes all of it.
-pub trait StagedLayer: Send + fmt::Debug {
-    /// Applies an uncompressed tar. At most once.
-    ///
-    /// # Errors
-    /// As [`Driver::apply_diff`]; the staged layer can then only be dropped.
-    fn apply(&mut self, diff: &mut dyn Read, options: &mut ApplyDiffOptions<'_>) -> Result<ApplyReport>;
-
-    /// Gives access to the files of the staged layer's own diff, as [`Driver::diff_getter`] does for a published one.
-    /// tar-split needs it when an archive replaces members of its own.
-    ///
-    /// # Errors
-    /// The system's.
-    fn diff_getter(&self) -> Result<Box<dyn FileGetter + Send + '_>>;
-
-    /// Flushes the data to disk (one syncfs), so that publishing cannot outrun it. Without a lock.
-    ///
-    /// # Errors
-    /// The system's.
-    fn flush(&mut self) -> Result<()>;
-
-    /// Makes it the layer `id` by a rename. To be called under the store's lock; short.
-    ///
-    /// # Errors
-    /// [`crate::Error::LayerExists`]; [`crate::Error::LayerUnknown`] when the parent has gone meanwhile.
-    fn publish(self: Box<Self>, id: &LayerId) -> Result<()>;
-}
+pub use ext::DriverExt;
+pub use facts::{Capabilities, DiffReport, DiskUsage};
+pub use guards::{DeferredRemoval, Mounted, StagedLayer};
+pub use options::{ApplyDiffOptions, CreateOptions, DiffRequest, GetOptions};
 
 /// Opens files of a layer's diff by name, for putting its archive together again.
 pub use graph_archive::split::FileGetter;
 
 /// One backend of copy-on-write layers.
 ///
-/// (To be documented method by method: what holds before, after, on a crash, and on repetition.)
+/// A **layer** is a directory tree, told as its difference to a parent layer, or to nothing (a base layer). A driver
+/// stores layers below its home `<graph root>/<name>`, shows their trees at a path, and reads and writes the
+/// differences as archives. It knows neither images nor containers, keeps no records beyond what it needs to mount, and
+/// does not mind what a layer is for.
+///
+/// What the method names mean comes from containers/storage's `drivers.Driver` (their Go names are doc aliases); where
+/// its drivers disagree among each other, one behaviour was chosen and is stated here. Whoever writes a driver proves it
+/// with the suite [`crate::conformance`]. Whoever writes a decorator puts
+/// `#[deny(clippy::missing_trait_methods)]` on its impl, so that no method is passed over.
+///
+/// # Locks
+/// A driver may be called by several threads at once. It keeps its own memory consistent (the reference counts of `get`
+/// and `put` above all), but it does not arbitrate between calls about the **same layer**, nor between processes: the
+/// caller does, with the store's lock (`layers.lock`):
+///
+/// | calls | lock of the caller |
+/// |---|---|
+/// | `create`, `create_read_write`, `create_from_template`, `remove`, `deferred_remove`, `apply_diff`, `update_layer_id_map`, [`StagedLayer::publish`] | exclusive |
+/// | `get`, `put` | exclusive on the store's mount points (`mountpoints.lock`) |
+/// | `diff`, `changes`, `diff_size` | at least shared, if the driver reads differences without mounting ([`Capabilities::native_diff`]); else as for `get`, because they mount |
+/// | `exists`, `list_layers`, `metadata`, `read_write_disk_usage`, `diff_getter` | at least shared, for an answer that stays true |
+/// | `begin_staged` and all of [`StagedLayer`] but `publish`; [`DeferredRemoval::finish`]; `cleanup` | none |
+/// | `name`, `capabilities`, `status`, `additional_image_stores`, `temp_dir_roots`, `supports_shifting` | none |
+///
+/// No call takes a lock of the store itself. None but `put` and the dropping of guards may be made while the same
+/// thread is inside another call.
+///
+/// # Crashes
+/// A process may be killed, or the machine stopped, within any call. What a call says under *on a crash* holds for the
+/// next process that opens the driver. In general: a layer being made is either whole, or is found by `list_layers` and
+/// can be removed (the store marks it incomplete before it calls, and removes it), or is a left-over in
+/// [`Driver::temp_dir_roots`], which the next open removes. Layers that no call was about are untouched. A kill loses no
+/// data that a returned call has written; a power failure may lose what was not flushed, as each call says.
+///
+/// # Errors
+/// Every error names its layer and, if a system call failed, operation and path. Kinds that several calls share:
+/// [`NotFound`](crate::ErrorKind::NotFound) for a layer or parent that the driver does not have,
+/// [`Unsupported`](crate::ErrorKind::Unsupported) for an operation or option that it does not have at all,
+/// [`Config`](crate::ErrorKind::Config) for an option's value, [`Archive`](crate::ErrorKind::Archive) for bad input and
+/// for trees that cannot be read or written, [`Io`](crate::ErrorKind::Io) for the rest of what a system refuses. A call
+/// that fails has changed nothing, unless it says otherwise.
 pub trait Driver: Send + Sync + fmt::Debug {
-    /// The driver's name, as it names its home directory.
+    /// The driver's name: what configuration calls it, and its home directory's name. Never changes.
+    ///
+    /// A decorator gives the name of what it wraps.
     #[doc(alias = "String")]
     fn name(&self) -> &str;
 
-    /// What this driver can do here.
+    /// What this driver can do here, found out when it was opened. Never changes for this value; another process, or
+    /// this one without its privileges, may find something else.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Makes a read-only layer, to be filled by `apply_diff`.
+    /// Makes a layer that is only filled once, by [`Driver::apply_diff`]: one of an image.
+    ///
+    /// *Requires*: no layer `id`, in its own or an additional store; the layer `parent`, if one is given, in either.
+    ///
+    /// *After*: the layer exists and shows its parent's tree. A base layer's tree is an empty directory of mode 0555,
+    /// owned by the root of `options.mappings`; a child's root has its parent's mode and owner.
+    ///
+    /// *On a crash*: the layer may exist in part, then `list_layers` has it and `remove` removes it. Not flushed to disk.
+    ///
+    /// *Repeated*: an error. containers/storage's overlay removes an existing layer of that id and goes on; that hides
+    /// the loss of a layer, so it is not done here.
+    ///
+    /// # Errors
+    /// [`Exists`](crate::ErrorKind::Exists); [`NotFound`](crate::ErrorKind::NotFound) for the parent;
+    /// [`TooDeep`](crate::ErrorKind::TooDeep) (a driver may leave that to `get`); [`Unsupported`](crate::ErrorKind::Unsupported) or
+    /// [`Config`](crate::ErrorKind::Config) for any `storage_opt`: limits are for read-write layers;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an id that collides with a name of the driver's own. No layer is left behind.
     #[doc(alias = "Create")]
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()>;
 
-    /// Makes a layer that containers write to.
+    /// Makes a layer that is written to through its mount: a container's, or one of a build.
+    ///
+    /// As [`Driver::create`], and it takes `storage_opt` where there are quotas ([`Capabilities::quotas`]).
+    ///
+    /// # Errors
+    /// Those of [`Driver::create`]; [`Unsupported`](crate::ErrorKind::Unsupported) for `storage_opt` without quotas, and
+    /// [`Config`](crate::ErrorKind::Config) for an unknown key or a value that is no size. No layer is left behind.
     #[doc(alias = "CreateReadWrite")]
     fn create_read_write(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()>;
 
-    /// Makes a layer with the contents of `template`, whose parent is `parent`.
+    /// Makes a layer with the same tree as `template`, for another parent's sake or other ids'.
+    ///
+    /// *Requires*: the layer `template`, whose parent is `parent`, its files owned as `template_mappings` say; no layer
+    /// `id`. The template is not mounted for writing.
+    ///
+    /// *After*: `id` exists and shows the template's tree; compared with the template nothing has changed, compared with
+    /// `parent` the same has changed as in the template. A driver may make it a child of the template, which then has to
+    /// outlive it, or a copy. Owners on disk follow `options.mappings` only as far as the driver copies: the caller shifts what is
+    /// left with [`Driver::update_layer_id_map`].
+    ///
+    /// *On a crash*, *repeated*: as [`Driver::create`].
+    ///
+    /// # Errors
+    /// Those of [`Driver::create`]; [`NotFound`](crate::ErrorKind::NotFound) for the template.
     #[doc(alias = "CreateFromTemplate")]
     #[expect(clippy::too_many_arguments, reason = "the well-known call of the Go drivers, argument by argument")]
     fn create_from_template(
@@ -283,66 +136,191 @@ pub trait Driver: Send + Sync + fmt::Debug {
         read_write: bool,
     ) -> Result<()>;
 
-    /// Begins a layer outside the store's lock.
+    /// Begins a layer without a lock: it is filled aside ([`StagedLayer::apply`]), flushed, and then made the layer of an
+    /// id by one short step under the lock ([`StagedLayer::publish`]).
+    ///
+    /// *Requires*: [`Capabilities::staging`]; the parent, if one is given.
+    ///
+    /// *After*: nothing that other calls see; dropping the value removes all of it.
+    ///
+    /// *On a crash*: a left-over below [`Driver::temp_dir_roots`] whose owner's lock has gone; the next open removes it.
+    ///
+    /// *Repeated*: gives another, independent one, also for the same parent and from several threads.
+    ///
+    /// Source: containers/storage 1.63, `ApplyDiffStaging`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) without staging; [`NotFound`](crate::ErrorKind::NotFound) for the
+    /// parent; the errors of [`Driver::create`] for the options.
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>>;
 
-    /// Removes a layer and its files.
+    /// Removes a layer and its files. The same as [`Driver::deferred_remove`] and finishing it at once.
+    ///
+    /// # Errors
+    /// Those of [`Driver::deferred_remove`] and [`DeferredRemoval::finish`]; after an error of the latter the layer is gone all the same.
     #[doc(alias = "Remove")]
     fn remove(&self, id: &LayerId) -> Result<()>;
 
-    /// Removes a layer now and its files later.
+    /// Removes a layer now, and its files when the returned value is finished or dropped, outside the lock.
+    ///
+    /// *Requires*: the layer is not mounted. No layer has it as parent; the driver does not check that, since the store
+    /// knows it.
+    ///
+    /// *After*: the layer does not exist, its id is free at once, whatever becomes of the files. A layer of an additional
+    /// store is never touched.
+    ///
+    /// *On a crash*: the layer is there whole, or gone; its files may be a left-over in [`Driver::temp_dir_roots`].
+    ///
+    /// *Repeated*, or for a layer that never was: nothing happens, no error, so that an interrupted deletion can be repeated.
+    ///
+    /// Drivers without deferral do all of it here and return [`DeferredRemoval::done`].
+    ///
+    /// # Errors
+    /// [`InUse`](crate::ErrorKind::InUse) for a mounted layer, where that can be seen; [`Io`](crate::ErrorKind::Io). The
+    /// layer then still exists.
     #[doc(alias = "DeferredRemove")]
     fn deferred_remove(&self, id: &LayerId) -> Result<DeferredRemoval>;
 
-    /// Mounts a layer, or takes one more reference to its mount.
+    /// Mounts a layer, or takes one more reference to its mount, and says where.
+    ///
+    /// *After*: the whole tree of the layer is at the returned, absolute path: always the same path for the same layer of
+    /// this driver, whatever the process. What is written there is in the layer at once. The root's mode and owner are the
+    /// layer's. With `ro` among the options nothing can be written, where [`Capabilities::read_only_mounts`].
+    ///
+    /// *Repeated*: takes another reference. The mount stays as the first call made it: options of later calls have no
+    /// effect until the last reference is gone. Several threads that ask at once get the same mount.
+    ///
+    /// A mount that another process made is used and counts as one reference that is not ours (see
+    /// [`crate::refcount`]); so `driverctl mount` and a later `driverctl unmount` work together.
+    ///
+    /// *On a crash*: the mount stays (as after [`Mounted::persist`]), and the next process sees it as above. After a
+    /// reboot there is none. With `volatile` the layer's changes may be lost in a power failure, and the driver refuses or
+    /// repairs it afterwards.
+    ///
+    /// A driver whose layers are plain directories returns that directory and does nothing else.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`TooDeep`](crate::ErrorKind::TooDeep);
+    /// [`Config`](crate::ErrorKind::Config) or [`Io`](crate::ErrorKind::Io) for a mount option that does not exist;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for mappings, where the driver cannot show the layer through them
+    /// ([`Driver::supports_shifting`]); [`Corrupt`](crate::ErrorKind::Corrupt) for a layer whose files contradict each
+    /// other. No reference is taken then.
     #[doc(alias = "Get")]
     fn get(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>>;
 
-    /// Gives up a reference taken by `get`; the last one unmounts.
+    /// Gives up a reference taken by `get` whose guard was [persisted](Mounted::persist), or a foreign one; the last one
+    /// unmounts.
+    ///
+    /// *Repeated*: a layer that is not mounted is no error, so that an interrupted unmount can be repeated.
+    ///
+    /// *On a crash*: mounted or not.
+    ///
+    /// # Errors
+    /// [`InUse`](crate::ErrorKind::InUse) or [`Io`](crate::ErrorKind::Io) (`EBUSY`) while a process uses the mount. It may be repeated.
     #[doc(alias = "Put")]
     fn put(&self, id: &LayerId) -> Result<()>;
 
-    /// Whether the driver has the layer, in its own or an additional store.
+    /// Whether there is such a layer, in the driver's own or an additional store. Says nothing about its being whole.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) other than that it is not there.
     #[doc(alias = "Exists")]
     fn exists(&self, id: &LayerId) -> Result<bool>;
 
-    /// The layers of the driver's own store, sorted.
+    /// The layers of the driver's own store, sorted by bytes; those of additional stores are left out, and so are
+    /// directories whose names no layer can have.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "ListLayers")]
     fn list_layers(&self) -> Result<Vec<LayerId>>;
 
-    /// What an operator wants to know, in order.
+    /// What an operator wants to know of the driver here, as keys and values in the order to show them; each key once, each on one
+    /// line. overlay's first six are those of containers/storage, in its words.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io). Probes have been made before; this reads what they found.
     #[doc(alias = "Status")]
     fn status(&self) -> Result<Vec<(String, String)>>;
 
-    /// Facts about one layer, for example its directories.
+    /// Facts about one layer, for example its directories. May be empty.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Corrupt`](crate::ErrorKind::Corrupt).
     #[doc(alias = "Metadata")]
     fn metadata(&self, id: &LayerId) -> Result<BTreeMap<String, String>>;
 
-    /// Space and inodes that the layer's own files take.
+    /// Apparent bytes and inodes of the layer's own files: what differs from the parent where the driver stores
+    /// differences, the whole tree where it stores copies. An inode with several names counts once.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "ReadWriteDiskUsage")]
     fn read_write_disk_usage(&self, id: &LayerId) -> Result<DiskUsage>;
 
-    /// Releases what the driver holds of the system, layers aside.
+    /// Releases what the driver holds of the system, apart from mounted layers: its own bind mount of the home, say. Never
+    /// touches a mount that it did not make. The driver can go on being used.
+    ///
+    /// *Repeated*: does nothing.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "Cleanup")]
     fn cleanup(&self) -> Result<()>;
 
-    /// The additional, read-only stores in use.
+    /// The roots of the additional, read-only stores in use, as configured, nearest first.
     #[doc(alias = "AdditionalImageStores")]
     fn additional_image_stores(&self) -> Vec<PathBuf>;
 
-    /// Where left-overs of killed processes may lie (directories of `temp-dir-*` and `lock-*`).
+    /// The directories in which a killed process may have left [`temp-dir-…`](crate::tempdir) things. They need not
+    /// exist. Whoever opens the store calls [`crate::tempdir::recover_stale`] with them.
     #[doc(alias = "GetTempDirRootDirs")]
     fn temp_dir_roots(&self) -> Vec<PathBuf>;
 
-    /// Writes the differences as an uncompressed tar.
+    /// Writes the difference between two states as an uncompressed tar: additions and modifications in full, deletions
+    /// as whiteouts (`.wh.<name>`), never an opaque mark where one is not needed. Ids are container ids, by the request's
+    /// mappings. The same state gives the same bytes every time.
+    ///
+    /// *Requires*: a [`DiffRequest`]. `parent` may be any layer of the driver, not only the layer's own parent; `None` gives everything.
+    ///
+    /// *After*: the driver is as before. The layer may be mounted, and may be written to meanwhile; then the diff is of
+    /// some state in between.
+    ///
+    /// Of what containers/storage does it leaves out two things: the stream is not made in another process, and does not
+    /// end with a sleep to the next full second.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`Archive`](crate::ErrorKind::Archive) for a file that cannot be read,
+    /// an id that cannot be mapped, and a failing `out`. `out` then holds the beginning of an archive without its end.
     #[doc(alias = "Diff")]
     fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport>;
 
-    /// Lists the differences, sorted by path.
+    /// Lists the same differences as [`Driver::diff`] writes, sorted by path (bytewise, component by component): every
+    /// addition below a new directory, of a deleted directory only itself, and directories above a change only if
+    /// something in themselves has changed (a new or a gone entry changes a directory).
+    ///
+    /// # Errors
+    /// Those of [`Driver::diff`].
     #[doc(alias = "Changes")]
     fn changes(&self, request: &DiffRequest<'_>) -> Result<Vec<Change>>;
 
-    /// Puts an uncompressed tar into an existing layer.
+    /// Puts an uncompressed tar, as [`Driver::diff`] writes it, into an existing layer. One pass over the stream, which
+    /// is read to its end, including whatever follows the end blocks.
+    ///
+    /// *Requires*: the layer, made with this `parent`; not mounted.
+    ///
+    /// *After*: the layer shows its former tree with the archive's additions, modifications and deletions in it. Whiteouts hit what is
+    /// in lower layers, wherever they stand in the archive. Nothing outside the layer has been touched, whatever the archive
+    /// says. The observer, if there is one, has seen every byte once, in order.
+    ///
+    /// *On a crash*, and after an error: the layer holds part of the archive. It is for the caller to remove it; that is why it is
+    /// marked incomplete meanwhile. Data is not flushed to disk.
+    ///
+    /// *Repeated*: the same archive again gives the same tree.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); [`Archive`](crate::ErrorKind::Archive) for bad input, naming member,
+    /// offset and limit, for a failing stream or observer, and for what the file system refuses (no space, say).
     #[doc(alias = "ApplyDiff")]
     fn apply_diff(
         &self,
@@ -352,15 +330,34 @@ pub trait Driver: Send + Sync + fmt::Debug {
         options: &mut ApplyDiffOptions<'_>,
     ) -> Result<ApplyReport>;
 
-    /// Bytes that the layer's additions and modifications hold.
+    /// Apparent bytes of the regular files that [`Driver::changes`] lists as added or modified; an inode with several
+    /// names counts once.
+    ///
+    /// # Errors
+    /// Those of [`Driver::changes`].
     #[doc(alias = "DiffSize")]
     fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64>;
 
-    /// Gives access to the files of the layer's diff.
+    /// Gives access to the regular files of the layer's diff by member name, for putting its archive together again. A
+    /// driver that stores copies gives those of the whole tree. Names are resolved within the layer: no link and no `..`
+    /// leads out of it. What the getter needs (a mount, say) it holds until it is dropped.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "DiffGetter")]
     fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>>;
 
-    /// Re-owns a layer's files from one mapping to another, without that being a change.
+    /// Re-owns the layer's files: an owner on disk is taken to the container's by `to_container`, and from there to the new host's by
+    /// `to_host`. Modes, setuid bits, file capabilities and times stay. With the new mappings in its request,
+    /// [`Driver::changes`] tells the same as before.
+    ///
+    /// *Requires*: a layer that was just made or filled and has never been mounted for writing, without children.
+    ///
+    /// *On a crash*, and after an error: some files have new owners and some have not. It is for the caller to remove the layer.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported); [`NotFound`](crate::ErrorKind::NotFound);
+    /// [`Archive`](crate::ErrorKind::Archive) for an owner that the mappings do not cover; [`Io`](crate::ErrorKind::Io).
     #[doc(alias = "UpdateLayerIDMap")]
     fn update_layer_id_map(
         &self,
@@ -370,7 +367,51 @@ pub trait Driver: Send + Sync + fmt::Debug {
         mount_label: &str,
     ) -> Result<()>;
 
-    /// Whether `get` can show a layer through these mappings without touching its files.
+    /// Whether [`Driver::get`] can show layers through these mappings at mount time, so that files keep their owners on
+    /// disk. Always true for empty mappings where [`Capabilities::shifts_ids`] is; false everywhere else.
     #[doc(alias = "SupportsShifting")]
     fn supports_shifting(&self, mappings: &IdMappings) -> bool;
 }
+
+/// Every driver in an `Arc`, a `Box` or behind a reference is one itself, so that decorators can wrap any of them.
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        #[deny(clippy::missing_trait_methods)]
+        #[rustfmt::skip]
+        impl<D: Driver + ?Sized> Driver for $pointer {
+            fn name(&self) -> &str { (**self).name() }
+            fn capabilities(&self) -> &Capabilities { (**self).capabilities() }
+            fn create(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()> { (**self).create(id, parent, options) }
+            fn create_read_write(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions) -> Result<()> { (**self).create_read_write(id, parent, options) }
+            fn create_from_template(&self, id: &LayerId, template: &LayerId, template_mappings: &IdMappings, parent: Option<&LayerId>, parent_mappings: &IdMappings, options: &CreateOptions, read_write: bool) -> Result<()> {
+                (**self).create_from_template(id, template, template_mappings, parent, parent_mappings, options, read_write)
+            }
+            fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> { (**self).begin_staged(parent, options) }
+            fn remove(&self, id: &LayerId) -> Result<()> { (**self).remove(id) }
+            fn deferred_remove(&self, id: &LayerId) -> Result<DeferredRemoval> { (**self).deferred_remove(id) }
+            fn get(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> { (**self).get(id, options) }
+            fn put(&self, id: &LayerId) -> Result<()> { (**self).put(id) }
+            fn exists(&self, id: &LayerId) -> Result<bool> { (**self).exists(id) }
+            fn list_layers(&self) -> Result<Vec<LayerId>> { (**self).list_layers() }
+            fn status(&self) -> Result<Vec<(String, String)>> { (**self).status() }
+            fn metadata(&self, id: &LayerId) -> Result<BTreeMap<String, String>> { (**self).metadata(id) }
+            fn read_write_disk_usage(&self, id: &LayerId) -> Result<DiskUsage> { (**self).read_write_disk_usage(id) }
+            fn cleanup(&self) -> Result<()> { (**self).cleanup() }
+            fn additional_image_stores(&self) -> Vec<PathBuf> { (**self).additional_image_stores() }
+            fn temp_dir_roots(&self) -> Vec<PathBuf> { (**self).temp_dir_roots() }
+            fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport> { (**self).diff(request, out) }
+            fn changes(&self, request: &DiffRequest<'_>) -> Result<Vec<Change>> { (**self).changes(request) }
+            fn apply_diff(&self, id: &LayerId, parent: Option<&LayerId>, diff: &mut dyn Read, options: &mut ApplyDiffOptions<'_>) -> Result<ApplyReport> {
+                (**self).apply_diff(id, parent, diff, options)
+            }
+            fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64> { (**self).diff_size(request) }
+            fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> { (**self).diff_getter(id) }
+            fn update_layer_id_map(&self, id: &LayerId, to_container: &IdMappings, to_host: &IdMappings, mount_label: &str) -> Result<()> {
+                (**self).update_layer_id_map(id, to_container, to_host, mount_label)
+            }
+            fn supports_shifting(&self, mappings: &IdMappings) -> bool { (**self).supports_shifting(mappings) }
+        }
+    )*};
+}
+
+forward!(std::sync::Arc<D>, Box<D>, &D);

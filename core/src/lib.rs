@@ -14,6 +14,6 @@ pub mod registry;
 pub mod select;
 pub mod tempdir;
 
-pub use driver::Driver;
+pub use driver::{Driver, DriverExt};
 pub use error::{Error, ErrorKind, Result};
 pub use id::LayerId;

@@ -118,7 +118,7 @@ impl Registry {
         let prior = self.prior(root)?;
         let mut search = Search { registry: self, request, prior, report: Vec::new() };
         let (driver, name, why) = search.run()?;
-        for factory in &self.factories()[..] {
+        for factory in self.factories() {
             search.passed(factory.name(), PASSED_LATER);
         }
         Ok(Selection { driver, name, why, report: search.report, backing_file_system: backing_file_system(root) })

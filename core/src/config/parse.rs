@@ -183,7 +183,7 @@ impl FileParser<'_> {
     /// Strings, and among them perhaps `{append=true}`.
     fn list(&self, key: &str, array: &toml::de::DeArray<'_>) -> Result<Value> {
         let (mut items, mut append) = (Vec::new(), None);
-        for item in array.iter() {
+        for item in array {
             let start = item.span().start;
             match item.get_ref() {
                 DeValue::String(text) => items.push(text.to_string()),

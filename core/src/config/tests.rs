@@ -1,5 +1,7 @@
 //! Fixtures: files in a directory that stands for `/`, an environment, and what comes out.
 
+#![allow(clippy::type_complexity, reason = "tables of cases")]
+
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
