@@ -55,6 +55,26 @@ pub enum Error {
         /// Path or member concerned.
         entry: Vec<u8>,
     },
+    /// A digest that was promised is not that of the data.
+    #[error("digest mismatch: the {what} is {found}, but should be {expected}")]
+    DigestMismatch {
+        /// What the digest is of.
+        what: &'static str,
+        /// The promised digest.
+        expected: String,
+        /// The data's.
+        found: String,
+    },
+    /// A size that was promised is not that of the data.
+    #[error("size mismatch: the {what} has {found} bytes, but should have {expected}")]
+    SizeMismatch {
+        /// What the size is of.
+        what: &'static str,
+        /// The promised size in bytes.
+        expected: u64,
+        /// Bytes found; where more than promised were found, there may be even more.
+        found: u64,
+    },
     /// Something that this build or this file system cannot do.
     #[error("{what} is not supported ({})", show(path))]
     Unsupported {
@@ -183,7 +203,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { .. } => ErrorKind::Io,
-            Self::Input { .. } => ErrorKind::InvalidInput,
+            Self::Input { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => ErrorKind::InvalidInput,
             Self::Limit { .. } => ErrorKind::LimitExceeded,
             Self::Unmapped { .. } => ErrorKind::Unmapped,
             Self::Unsupported { .. } => ErrorKind::Unsupported,

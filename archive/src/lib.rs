@@ -11,6 +11,7 @@ pub mod entry;
 pub mod error;
 pub mod idmap;
 pub mod limits;
+pub mod pipeline;
 pub mod split;
 pub mod tar;
 pub mod whiteout;
