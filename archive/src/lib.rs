@@ -14,6 +14,7 @@ pub mod limits;
 pub mod pipeline;
 pub mod split;
 pub mod tar;
+mod walk;
 pub mod whiteout;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};

@@ -155,3 +155,9 @@ pub fn observe(tar: &[u8], observer: &mut dyn ApplyObserver) {
         observer.raw(chunk).unwrap();
     }
 }
+
+/// A named pipe, if it can be made.
+pub fn try_fifo(path: &Path) {
+    use graph_sys::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok();
+}
