@@ -22,7 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.btrfs", "btrfs-progs"),
     ("busybox", "busybox-static"),
     ("bsdtar", "libarchive-tools"),
-    ("python3", "python3-minimal"),
+    ("python3", "python3"),
     ("zstd", "zstd"),
     ("xz", "xz-utils"),
     ("bzip2", "bzip2"),
