@@ -145,8 +145,8 @@ fn root_mounts_are_counted_across_processes() {
 fn populate(store: &TestStore) -> [String; 3] {
     let mut parent = String::new();
     [
-        "echo base >base; mkdir -p sub/deep; echo s >sub/file; echo d >sub/deep/file; mkdir gone; echo g >gone/file; ln base hard; ln -s base link; mkdir empty",
-        "echo more >>base; rm -r gone; mkdir sub/new; echo n >sub/new/file; rm link; chmod 700 empty",
+        "echo base >base; echo t >text; mkdir -p sub/deep; echo s >sub/file; echo d >sub/deep/file; mkdir gone; echo g >gone/file; ln base hard; ln -s base link; mkdir empty",
+        "echo more >>text; rm -r gone; mkdir sub/new; echo n >sub/new/file; rm link; chmod 700 empty",
         "mkdir gone; echo again >gone/again; rm -r sub/deep; echo top >top",
     ]
     .map(|script| {
@@ -161,14 +161,14 @@ fn populate(store: &TestStore) -> [String; 3] {
 
 const CHANGES: [&str; 3] = [
     "Add \"/base\"\nAdd \"/empty\"\nAdd \"/gone\"\nAdd \"/gone/file\"\nAdd \"/hard\"\nAdd \"/link\"\nAdd \"/sub\"\nAdd \"/sub/deep\"\n\
-     Add \"/sub/deep/file\"\nAdd \"/sub/file\"\n",
-    "Modify \"/base\"\nModify \"/empty\"\nDelete \"/gone\"\nDelete \"/link\"\nModify \"/sub\"\nAdd \"/sub/new\"\nAdd \"/sub/new/file\"\n",
+     Add \"/sub/deep/file\"\nAdd \"/sub/file\"\nAdd \"/text\"\n",
+    "Modify \"/empty\"\nDelete \"/gone\"\nDelete \"/link\"\nModify \"/sub\"\nAdd \"/sub/new\"\nAdd \"/sub/new/file\"\nModify \"/text\"\n",
     "Add \"/gone\"\nAdd \"/gone/again\"\nModify \"/sub\"\nDelete \"/sub/deep\"\nAdd \"/top\"\n",
 ];
 
 const MEMBERS: [&str; 3] = [
-    "base\nempty/\ngone/\ngone/file\nhard\nlink\nsub/\nsub/deep/\nsub/deep/file\nsub/file\n",
-    ".wh.gone\n.wh.link\nbase\nempty/\nsub/\nsub/new/\nsub/new/file\n",
+    "base\nempty/\ngone/\ngone/file\nhard\nlink\nsub/\nsub/deep/\nsub/deep/file\nsub/file\ntext\n",
+    ".wh.gone\n.wh.link\nempty/\nsub/\nsub/new/\nsub/new/file\ntext\n",
     "gone/\ngone/again\nsub/\nsub/.wh.deep\ntop\n",
 ];
 
@@ -185,17 +185,11 @@ fn root_changes_and_diffs_survive_a_round_trip() {
         let layers = populate(store);
         let mut tars = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
-            // vfs cannot know that "/hard" changed with "/base": they are one file there, two on overlay.
-            let changes = store.ok(&["changes", layer]).replace("Modify \"/hard\"\n", "");
+            let changes = store.ok(&["changes", layer]);
             assert_eq!(changes, CHANGES[number], "{} layer {number}", store.driver);
             let tar = store.path(&format!("{number}.tar"));
             store.ok(&["diff", "-u", "-f", &tar.display().to_string(), layer]);
-            assert_eq!(
-                sorted_members(&tar).replace("base\nempty/\nhard\n", "base\nempty/\n"),
-                MEMBERS[number].replace("\ngone/\nhard", "\ngone/\nhard"),
-                "{} layer {number}",
-                store.driver
-            );
+            assert_eq!(sorted_members(&tar), MEMBERS[number], "{} layer {number}", store.driver);
             let size: u64 = store.ok(&["diffsize", layer]).trim().parse().unwrap();
             assert!(size > 0);
             tars.push(tar);
@@ -207,7 +201,7 @@ fn root_changes_and_diffs_survive_a_round_trip() {
         for (number, tar) in tars.iter().enumerate() {
             let layer = store.ok(&["create-layer", &parent]).trim().to_owned();
             assert_eq!(store.ok(&["apply-diff", "--file", &tar.display().to_string(), &layer]), "");
-            let changes = store.ok(&["changes", &layer]).replace("Modify \"/hard\"\n", "");
+            let changes = store.ok(&["changes", &layer]);
             assert_eq!(changes, CHANGES[number], "{} layer {number}, applied", store.driver);
             let again = store.path("again.tar");
             store.ok(&["diff", "--file", &again.display().to_string(), &layer]);
