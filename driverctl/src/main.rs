@@ -12,9 +12,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
-use graph_store::Store;
 
 use cli::{Cli, Verb};
+use settings::Opened;
+
 use cmd::{Outcome, containers, diffs, images, layers, mounts, stores, transfer};
 
 /// Exit status of a flag that is wrong behind the verb, as the peer has it.
@@ -104,22 +105,23 @@ fn run(cli: Cli) -> Result<Outcome> {
     if let Verb::Version { json } = &cli.verb {
         return stores::version(json.json);
     }
-    let store = match settings::open(&cli.global) {
-        Ok(store) => store,
+    let opened = match settings::open(&cli.global) {
+        Ok(opened) => opened,
         Err(error) => {
             output::line(&format!("error initializing: {}", cmd::chain(error)))?;
             return Ok(Outcome::Failed);
         }
     };
-    for warning in store.warnings() {
+    for warning in opened.store.warnings() {
         output::complain(&format!("warning: {}", output::safe(warning)));
     }
-    verb(&store, &cli.verb)
+    verb(&opened, &cli.verb)
 }
 
-fn verb(store: &Store, verb: &Verb) -> Result<Outcome> {
+fn verb(opened: &Opened, verb: &Verb) -> Result<Outcome> {
+    let store = &opened.store;
     match verb {
-        Verb::Status { json } => stores::status(store, json.json),
+        Verb::Status { json } => stores::status(opened, json.json),
         Verb::Layers { tree, listing } => layers::list(store, listing, *tree),
         Verb::CreateLayer(words) => layers::create(store, words),
         Verb::ImportLayer { layer, file } => layers::import(store, layer, file.as_deref()),

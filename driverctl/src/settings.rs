@@ -4,25 +4,91 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use graph_core::config::{Environment, LoadOptions, Resolved, variable};
 use graph_store::{Store, StoreOptions};
 
 use crate::cli::Global;
+
+/// An open store, and what it was configured by.
+pub(crate) struct Opened {
+    pub(crate) store: Store,
+    /// The configuration files that were read, in the order in which they were merged.
+    pub(crate) files: Vec<PathBuf>,
+    /// Keys that mean nothing, and the like, with file and line.
+    pub(crate) notices: Vec<String>,
+}
+
+/// What the process was started with. The one place that looks at the environment.
+#[expect(clippy::disallowed_methods, reason = "configuration comes in here, as a value")]
+fn environment() -> Environment {
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let variables: std::collections::BTreeMap<String, String> = variables.collect();
+    let uid = graph_sys::process::geteuid().as_raw();
+    // Without CAP_SYS_ADMIN, or with it in some other user namespace than the first, we are what the peers call rootless.
+    let admin = graph_sys::userns::has_capabilities(graph_sys::thread::CapabilitySet::SYS_ADMIN);
+    let inside = graph_sys::userns::is_in_user_namespace().unwrap_or(true);
+    Environment {
+        uid,
+        home: variables.get(variable::HOME).map(PathBuf::from),
+        rootless: !admin || inside || variables.contains_key(variable::USERNS_CONFIGURED),
+        system_root: PathBuf::from("/"),
+        variables,
+    }
+}
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
 }
 
 /// Opens the store that the flags and the configuration name.
-pub(crate) fn open(global: &Global) -> Result<Store> {
-    let options = StoreOptions {
-        root: absolute(global.graph.as_deref().unwrap_or(Path::new("/var/lib/containers/storage")))?,
-        run_root: absolute(global.run.as_deref().unwrap_or(Path::new("/run/containers/storage")))?,
-        driver: global.storage_driver.clone(),
-        driver_options: global.storage_opt.clone(),
-        image_store: global.image_store.as_deref().map(absolute).transpose()?,
-        transient: global.transient_store.unwrap_or_default(),
-        on_lock_wait: Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}")))),
-        ..StoreOptions::default()
+pub(crate) fn open(global: &Global) -> Result<Opened> {
+    let environment = environment();
+    let registry = graph_drivers::registry()?;
+    let explicit = global.graph.is_some()
+        || global.run.is_some()
+        || global.storage_driver.is_some()
+        || !global.storage_opt.is_empty();
+    // With both roots given nothing of the configuration is asked for, so a broken one does no harm.
+    let config = if global.graph.is_some() && global.run.is_some() {
+        None
+    } else {
+        Some(Resolved::load(&environment, &LoadOptions::default())?)
     };
-    Ok(Store::open(options, &graph_core::registry::Registry::new())?)
+    let mut options = match &config {
+        Some(config) => StoreOptions::from_config(config, &environment),
+        None => StoreOptions {
+            rootless: environment.rootless,
+            disable_id_mapped_mounts: environment.disables_id_mapped_mounts(),
+            ..StoreOptions::default()
+        },
+    };
+    if explicit {
+        // Options for the configured store's driver mean nothing to another store.
+        options.driver = None;
+        options.driver_priority = Vec::new();
+        options.driver_options = Vec::new();
+    }
+    if let Some(graph) = &global.graph {
+        options.root = absolute(graph)?;
+    }
+    if let Some(run) = &global.run {
+        options.run_root = absolute(run)?;
+    }
+    if let Some(driver) = &global.storage_driver {
+        options.driver = Some(driver.clone());
+    } else if explicit {
+        options.driver = environment.get(variable::STORAGE_DRIVER).map(str::to_owned);
+    }
+    options.driver_options.extend(global.storage_opt.iter().cloned());
+    if let Some(store) = &global.image_store {
+        options.image_store = Some(absolute(store)?);
+    }
+    if let Some(transient) = global.transient_store {
+        options.transient = transient;
+    }
+    options.on_lock_wait = Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}"))));
+    let (files, notices) = config.map_or_else(Default::default, |config| {
+        (config.files, config.notices.iter().map(ToString::to_string).collect())
+    });
+    Ok(Opened { store: Store::open(options, &registry)?, files, notices })
 }

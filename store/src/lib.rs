@@ -71,6 +71,7 @@ mod delete;
 mod diff;
 mod dirs;
 mod error;
+mod from_config;
 mod group;
 mod images;
 mod import;

@@ -5,9 +5,15 @@ use graph_store::Store;
 
 use super::Outcome;
 use crate::output;
+use crate::settings::Opened;
 
-pub(crate) fn status(store: &Store, json: bool) -> Result<Outcome> {
-    let pairs = store.status()?;
+pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
+    let mut pairs = opened.store.status()?;
+    let files: Vec<String> = opened.files.iter().map(|file| file.display().to_string()).collect();
+    if !files.is_empty() {
+        pairs.push(("Configuration Files".to_owned(), files.join(", ")));
+    }
+    pairs.extend(opened.notices.iter().map(|notice| ("Configuration Notice".to_owned(), notice.clone())));
     if json {
         output::json(&pairs)?;
     } else {
