@@ -37,3 +37,6 @@ pub mod xattr;
 pub mod fs {
     pub use rustix::fs::*;
 }
+
+#[cfg(test)]
+mod older_kernels;

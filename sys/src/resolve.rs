@@ -181,6 +181,8 @@ impl RootDir {
             for _ in 0..ATTEMPTS {
                 match rustix::fs::openat2(&self.directory, path, flags, mode, resolve) {
                     Err(Errno::AGAIN | Errno::INTR) => {}
+                    // A sandbox that this process has entered since it was found out.
+                    Err(Errno::NOSYS) => break,
                     answer => return answer,
                 }
             }

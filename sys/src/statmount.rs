@@ -238,6 +238,9 @@ mod tests {
     #[test]
     fn an_unknown_id_is_no_mount() {
         match metadata(CWD, b"/").unwrap().mount {
+            Some(MountId::Unique(_)) if mount(1) == Err(Errno::NOSYS) => {
+                eprintln!("skipped: this kernel has no statmount");
+            }
             Some(MountId::Unique(id)) => {
                 assert!(mount(id).unwrap().is_some());
                 assert_eq!(mount(u64::MAX / 2).unwrap(), None);

@@ -169,6 +169,14 @@ fn creation_refuses_links_and_ways_out_and_both_ways_agree() {
 }
 
 #[test]
+fn the_way_that_is_chosen_works_here() {
+    let (temp, _directory) = tree();
+    let root = RootDir::open(temp.path().join("root")).unwrap();
+    assert_eq!(read(&root.open_in_root(b"absolute", OFlags::RDONLY).unwrap()), b"inside");
+    assert_eq!(root.open_beneath(b"absolute", OFlags::RDONLY, Mode::empty()).err(), Some(Errno::LOOP));
+}
+
+#[test]
 fn parents_come_with_the_last_name() {
     let (_temp, directory) = tree();
     for strategy in BOTH {
