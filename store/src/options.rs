@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use graph_archive::idmap::IdMappings;
 use graph_archive::limits::Limits;
-use graph_core::config::{Environment, Resolved};
 use graph_core::lockfile::Busy;
 
 use crate::records::{Flags, Time};
@@ -54,29 +53,6 @@ pub struct StoreOptions {
     pub limits: Limits,
     /// Told when the store has to wait for a lock.
     pub on_lock_wait: Option<OnLockWait>,
-}
-
-impl StoreOptions {
-    /// What storage.conf and the environment say; the rest as by default.
-    ///
-    /// The driver options of all drivers come along: whichever is chosen picks its own.
-    #[must_use]
-    pub fn from_config(config: &Resolved, environment: &Environment) -> Self {
-        let request = config.select_request(environment);
-        Self {
-            root: request.setup.root,
-            run_root: request.setup.run_root,
-            driver: request.name,
-            driver_priority: request.priority,
-            driver_options: request.options,
-            image_store: request.setup.image_store,
-            transient: config.transient_store,
-            disable_volatile: config.disable_volatile,
-            rootless: request.setup.rootless,
-            disable_id_mapped_mounts: request.setup.disable_id_mapped_mounts,
-            ..Self::default()
-        }
-    }
 }
 
 impl fmt::Debug for StoreOptions {
