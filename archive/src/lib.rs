@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod changes;
 pub mod compress;
+pub mod copy;
 pub mod digest;
 pub mod entry;
 pub mod error;
@@ -14,7 +15,7 @@ pub mod limits;
 pub mod pipeline;
 pub mod split;
 pub mod tar;
-mod walk;
+pub mod walk;
 pub mod whiteout;
 
 pub use entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};

@@ -14,7 +14,7 @@ const OPEN_LEVELS: usize = 24;
 
 /// A place in a tree: the directories from the root to it.
 #[derive(Debug)]
-pub(crate) struct Descent {
+pub struct Descent {
     levels: Vec<Level>,
     /// Levels below this index, but the root, are closed.
     first_open: usize,
@@ -43,35 +43,35 @@ fn identity(directory: impl AsFd) -> Result<(u64, u64), Errno> {
 
 impl Descent {
     /// Begins at `root`, which may be any kind of descriptor of a directory.
-    pub(crate) fn new(root: BorrowedFd<'_>) -> Result<Self> {
+    pub fn new(root: BorrowedFd<'_>) -> Result<Self> {
         let directory = open_directory(root, b".").map_err(|error| Error::io("open", b".".as_slice(), error))?;
         let level = Level { directory: Some(directory), identity: (0, 0), parent_path: 0 };
         Ok(Self { levels: vec![level], first_open: 1, path: Vec::new() })
     }
 
     /// The current directory, open for reading.
-    pub(crate) fn directory(&self) -> Result<BorrowedFd<'_>> {
+    pub fn directory(&self) -> Result<BorrowedFd<'_>> {
         let level = self.levels.last().and_then(|level| level.directory.as_ref());
         level.map(AsFd::as_fd).ok_or_else(|| self.error("open", Errno::BADF))
     }
 
     /// Its path below the root, without a slash at either end; empty for the root.
-    pub(crate) fn path(&self) -> &[u8] {
+    pub fn path(&self) -> &[u8] {
         &self.path
     }
 
     /// The path below the root of a name in the current directory.
-    pub(crate) fn join(&self, name: &[u8]) -> Vec<u8> {
+    pub fn join(&self, name: &[u8]) -> Vec<u8> {
         join(&self.path, name)
     }
 
     /// The names in the current directory, sorted by bytes.
-    pub(crate) fn list(&self, buffer: &mut DirBuffer) -> Result<Vec<OwnedEntry>> {
+    pub fn list(&self, buffer: &mut DirBuffer) -> Result<Vec<OwnedEntry>> {
         read_sorted(self.directory()?, buffer).map_err(|error| self.error("list", error))
     }
 
     /// Goes into a directory of the current one; never through a symbolic link.
-    pub(crate) fn enter(&mut self, name: &[u8]) -> Result<()> {
+    pub fn enter(&mut self, name: &[u8]) -> Result<()> {
         let failed = |error: Errno| Error::io("open", self.join(name), error);
         let directory = open_directory(self.directory()?, name).map_err(failed)?;
         if self.levels.len().saturating_sub(self.first_open) >= OPEN_LEVELS {
@@ -93,7 +93,7 @@ impl Descent {
     }
 
     /// Goes back up. Nothing happens at the root.
-    pub(crate) fn leave(&mut self) -> Result<()> {
+    pub fn leave(&mut self) -> Result<()> {
         if self.levels.len() < 2 {
             return Ok(());
         }
@@ -117,14 +117,14 @@ impl Descent {
     }
 
     /// An I/O error about the current directory.
-    pub(crate) fn error(&self, operation: &'static str, error: Errno) -> Error {
+    pub fn error(&self, operation: &'static str, error: Errno) -> Error {
         let path: &[u8] = if self.path.is_empty() { b"." } else { &self.path };
         Error::io(operation, path, error)
     }
 }
 
 /// `directory/name`, or `name` in the root.
-pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(directory.len().saturating_add(name.len()).saturating_add(1));
     if !directory.is_empty() {
         path.extend_from_slice(directory);

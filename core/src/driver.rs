@@ -295,9 +295,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     #[doc(alias = "Diff")]
     fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport>;
 
-    /// Lists the same differences as [`Driver::diff`] writes, sorted by path (bytewise, component by component): every
-    /// addition below a new directory, of a deleted directory only itself, and directories above a change only if
-    /// something in themselves has changed (a new or a gone entry changes a directory).
+    /// Lists the same differences as [`Driver::diff`] writes, sorted by path (by bytes): every addition below a new
+    /// directory, of a deleted directory only itself, and every directory above a change but the root. See
+    /// [`graph_archive::changes`] for what counts as one.
     ///
     /// # Errors
     /// Those of [`Driver::diff`].

@@ -1,0 +1,330 @@
+//! Copying a tree with everything that a layer can hold, sharing extents where the file system can.
+//!
+//! | kept | how |
+//! |---|---|
+//! | content | FICLONE, else `copy_file_range`, else read and write; holes stay holes |
+//! | hard links | names of one inode in the source are names of one inode in the copy |
+//! | symbolic links, fifos, sockets, devices | made anew |
+//! | owner, mode, times to the nanosecond | set after content and attributes; a directory's when it is full |
+//! | extended attributes | `user.*`, `trusted.*`, `security.*` but SELinux labels, POSIX access lists |
+//!
+//! Nothing is flushed to disk; a crash leaves any part of the copy.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use graph_sys::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat, linkat, mknodat,
+    openat, readlinkat, statat, symlinkat, utimensat,
+};
+use graph_sys::getdents::{DirBuffer, OwnedEntry};
+use graph_sys::io::Errno;
+use graph_sys::reflink::{CopyMethod, copy_content};
+use graph_sys::xattr::{self, SetMode};
+
+use crate::error::{Error, Result, show};
+use crate::walk::Descent;
+
+/// How a tree is copied.
+#[derive(Clone, Debug, Default)]
+pub struct CopyOptions {
+    /// A refused change of owner is a notice, not an error.
+    pub ignore_chown_errors: bool,
+    /// This process runs in a user namespace: devices that cannot be made, and attributes that may not be set, are
+    /// notices.
+    pub in_user_namespace: bool,
+}
+
+/// What a copy found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyReport {
+    /// Things copied, directories included, the root and further names of an inode not.
+    pub inodes: u64,
+    /// Bytes of the files, holes included.
+    pub bytes: u64,
+    /// The dearest way that a file with content needed; `None` without such files.
+    pub method: Option<CopyMethod>,
+    /// Things that could not be kept and why, one sentence each, each kind once.
+    pub notices: Vec<String>,
+}
+
+/// Copies what is in the directory `source` into `destination`, an empty directory that then gets the source's owner,
+/// mode, times and attributes too.
+///
+/// Symbolic links are never followed. Both trees must be left alone meanwhile; files that vanish from the source are
+/// errors.
+///
+/// # Errors
+/// I/O errors with the path below the root; what has been copied by then stays.
+pub fn copy_tree(source: BorrowedFd<'_>, destination: BorrowedFd<'_>, options: &CopyOptions) -> Result<CopyReport> {
+    let root = fs::fstat(source).map_err(|error| Error::io("stat", b".".as_slice(), error))?;
+    let mut copy = Copy {
+        options,
+        root: destination,
+        from: Descent::new(source)?,
+        to: Descent::new(destination)?,
+        linked: HashMap::new(),
+        kinds: BTreeSet::new(),
+        report: CopyReport::default(),
+    };
+    copy.run(root)?;
+    Ok(copy.report)
+}
+
+struct Copy<'c> {
+    options: &'c CopyOptions,
+    root: BorrowedFd<'c>,
+    from: Descent,
+    to: Descent,
+    /// Where the first name of an inode with several is, by device and inode of the source.
+    linked: HashMap<(u64, u64), Vec<u8>>,
+    /// Kinds of notices given already.
+    kinds: BTreeSet<&'static str>,
+    report: CopyReport,
+}
+
+impl Copy<'_> {
+    fn run(&mut self, root: Stat) -> Result<()> {
+        let mut buffer = DirBuffer::new();
+        let first = self.from.list(&mut buffer)?.into_iter();
+        // What is still to copy, and the directory itself, level by level.
+        let mut levels: Vec<(std::vec::IntoIter<OwnedEntry>, Stat)> = vec![(first, root)];
+        while let Some((waiting, directory)) = levels.last_mut() {
+            let Some(entry) = waiting.next() else {
+                let directory = *directory;
+                self.finish_directory(&directory)?;
+                levels.pop();
+                self.from.leave()?;
+                self.to.leave()?;
+                continue;
+            };
+            if let Some(stat) = self.entry(&entry)? {
+                self.from.enter(&entry.name)?;
+                self.to.enter(&entry.name)?;
+                levels.push((self.from.list(&mut buffer)?.into_iter(), stat));
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies one thing; gives a directory's status, for its content is still to come.
+    fn entry(&mut self, entry: &OwnedEntry) -> Result<Option<Stat>> {
+        let name = entry.name.as_slice();
+        if entry.file_type == FileType::RegularFile {
+            self.file(name)?;
+            return Ok(None);
+        }
+        let stat = statat(self.from.directory()?, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.failed("stat", name, error))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            fs::mkdirat(self.to.directory()?, name, Mode::RWXU)
+                .map_err(|error| self.failed("make directory", name, error))?;
+            self.report.inodes = self.report.inodes.saturating_add(1);
+            return Ok(Some(stat));
+        }
+        if self.link(name, &stat)? {
+            return Ok(None);
+        }
+        let to = self.to.directory()?;
+        match kind {
+            FileType::Symlink => {
+                let target = readlinkat(self.from.directory()?, name, Vec::new())
+                    .map_err(|error| self.failed("read link", name, error))?;
+                symlinkat(target.as_c_str(), to, name).map_err(|error| self.failed("make link", name, error))?;
+            }
+            _ => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
+                Ok(()) => {}
+                Err(Errno::PERM) if self.options.in_user_namespace && kind != FileType::Fifo => {
+                    self.notice("devices", format!("{} was left out: no devices in a user namespace", show(name)));
+                    return Ok(None);
+                }
+                Err(error) => return Err(self.failed("make node", name, error)),
+            },
+        }
+        self.report.inodes = self.report.inodes.saturating_add(1);
+        self.attributes_at(name, &stat)?;
+        Ok(None)
+    }
+
+    /// Makes a further name of an inode that has been copied. False for one that has not.
+    fn link(&mut self, name: &[u8], stat: &Stat) -> Result<bool> {
+        if stat.st_nlink < 2 {
+            return Ok(false);
+        }
+        let path = self.to.join(name);
+        if let Some(first) = self.linked.get(&(stat.st_dev, stat.st_ino)) {
+            let to = self.to.directory()?;
+            let made = match linkat(self.root, first.as_slice(), to, name, AtFlags::empty()) {
+                Err(Errno::NAMETOOLONG) => open_parent(self.root, first)
+                    .and_then(|(directory, last)| linkat(&directory, last, to, name, AtFlags::empty())),
+                other => other,
+            };
+            made.map_err(|error| self.failed("link", name, error))?;
+            return Ok(true);
+        }
+        self.linked.insert((stat.st_dev, stat.st_ino), path);
+        Ok(false)
+    }
+
+    fn file(&mut self, name: &[u8]) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = openat(self.from.directory()?, name, flags, Mode::empty())
+            .map_err(|error| self.failed("open", name, error))?;
+        let stat = fs::fstat(&source).map_err(|error| self.failed("stat", name, error))?;
+        if self.link(name, &stat)? {
+            return Ok(());
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let destination = openat(self.to.directory()?, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed("make file", name, error))?;
+        if stat.st_size > 0 {
+            let copied = copy_content(&destination, &source).map_err(|error| self.failed("copy", name, error))?;
+            self.report.bytes = self.report.bytes.saturating_add(copied.size);
+            self.report.method = self.report.method.max(Some(copied.method));
+        }
+        self.report.inodes = self.report.inodes.saturating_add(1);
+        self.attributes(&source, &destination, &stat, name)
+    }
+
+    fn finish_directory(&mut self, stat: &Stat) -> Result<()> {
+        let (source, destination) = (duplicate(self.from.directory()?), duplicate(self.to.directory()?));
+        let source = source.map_err(|error| self.from.error("open", error))?;
+        let destination = destination.map_err(|error| self.to.error("open", error))?;
+        self.attributes(&source, &destination, stat, b"")
+    }
+
+    /// Owner, attributes, mode and times of an open file or directory.
+    fn attributes(&mut self, source: &OwnedFd, destination: &OwnedFd, stat: &Stat, name: &[u8]) -> Result<()> {
+        let (uid, gid) = owner(stat);
+        let owned = fs::fchown(destination, uid, gid);
+        self.owned(owned, name)?;
+        // After the owner, whose change takes capabilities away.
+        for key in xattr::list(source).map_err(|error| self.failed("list the attributes of", name, error))?.iter() {
+            if !is_kept(key) {
+                continue;
+            }
+            let value = xattr::get(source, key).map_err(|error| self.failed("read an attribute of", name, error))?;
+            if let Some(value) = value {
+                let set = xattr::set(destination, key, &value, SetMode::CreateOrReplace);
+                self.attribute_set(set, key, name)?;
+            }
+        }
+        // Not before, or attributes of files that refuse writing could not be set without privileges.
+        fs::fchmod(destination, Mode::from_raw_mode(stat.st_mode & 0o7777))
+            .map_err(|error| self.failed("set the mode of", name, error))?;
+        fs::futimens(destination, &times(stat)).map_err(|error| self.failed("set the times of", name, error))
+    }
+
+    /// The same of something that cannot be opened.
+    fn attributes_at(&mut self, name: &[u8], stat: &Stat) -> Result<()> {
+        let (uid, gid) = owner(stat);
+        let owned = chownat(self.to.directory()?, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        self.owned(owned, name)?;
+        let names = xattr::list_at(self.from.directory()?, name)
+            .map_err(|error| self.failed("list the attributes of", name, error))?;
+        for key in names.iter() {
+            if !is_kept(key) {
+                continue;
+            }
+            let value = xattr::get_at(self.from.directory()?, name, key)
+                .map_err(|error| self.failed("read an attribute of", name, error))?;
+            if let Some(value) = value {
+                let set = xattr::set_at(self.to.directory()?, name, key, &value, SetMode::CreateOrReplace);
+                self.attribute_set(set, key, name)?;
+            }
+        }
+        let to = self.to.directory()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            chmodat(to, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())
+                .map_err(|error| self.failed("set the mode of", name, error))?;
+        }
+        utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.failed("set the times of", name, error))
+    }
+
+    fn owned(&mut self, result: Result<(), Errno>, name: &[u8]) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if self.options.ignore_chown_errors => {
+                self.notice("owners", format!("owners could not be kept: {error}"));
+                Ok(())
+            }
+            Err(error) => Err(self.failed("change the owner of", name, error)),
+        }
+    }
+
+    fn attribute_set(&mut self, result: Result<(), Errno>, key: &[u8], name: &[u8]) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(error)
+                if matches!(error, Errno::OPNOTSUPP)
+                    || matches!(error, Errno::PERM | Errno::ACCESS) && self.options.in_user_namespace =>
+            {
+                self.notice("attributes", format!("attribute {} could not be kept: {error}", show(key)));
+                Ok(())
+            }
+            Err(error) => Err(self.failed("set an attribute of", name, error)),
+        }
+    }
+
+    fn notice(&mut self, kind: &'static str, text: String) {
+        if self.kinds.insert(kind) {
+            self.report.notices.push(text);
+        }
+    }
+
+    /// An error about a name in the current directory, or about that itself.
+    fn failed(&self, operation: &'static str, name: &[u8], error: Errno) -> Error {
+        if name.is_empty() {
+            self.from.error(operation, error)
+        } else {
+            Error::io(operation, self.from.join(name), error)
+        }
+    }
+}
+
+/// Whether an attribute belongs to the layer. SELinux labels belong to where a tree is.
+fn is_kept(key: &[u8]) -> bool {
+    match key {
+        b"security.selinux" => false,
+        b"system.posix_acl_access" | b"system.posix_acl_default" => true,
+        _ => [b"user.".as_slice(), b"trusted.", b"security."].iter().any(|prefix| key.starts_with(prefix)),
+    }
+}
+
+fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    // The kernel's nanoseconds are below 1,000,000,000, whatever type the C library gives them.
+    let time =
+        |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    }
+}
+
+fn duplicate(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    graph_sys::io::fcntl_dupfd_cloexec(directory, 0)
+}
+
+/// The directory of a path that is too long for one call, and the path's last component.
+fn open_parent<'p>(root: BorrowedFd<'_>, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8]), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut directory = root.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let mut components = path.split(|byte| *byte == b'/').peekable();
+    while let Some(component) = components.next() {
+        if components.peek().is_none() {
+            return Ok((directory, component));
+        }
+        directory = openat(&directory, component, flags, Mode::empty())?;
+    }
+    Err(Errno::INVAL)
+}
+
+#[cfg(test)]
+#[path = "copy_tests.rs"]
+mod tests;
