@@ -9,6 +9,10 @@ use graph_core::registry::{DriverFactory, Registry};
 
 #[cfg(feature = "overlay")]
 pub mod overlay;
+#[cfg(feature = "vfs")]
+mod support;
+#[cfg(feature = "vfs")]
+pub mod vfs;
 
 /// The drivers of this build, the preferred one first. Selection never takes `vfs` unless it is asked for.
 #[must_use]
@@ -16,6 +20,8 @@ pub fn all() -> Vec<Arc<dyn DriverFactory>> {
     vec![
         #[cfg(feature = "overlay")]
         Arc::new(overlay::OverlayFactory::OVERLAY),
+        #[cfg(feature = "vfs")]
+        Arc::new(vfs::Factory),
     ]
 }
 

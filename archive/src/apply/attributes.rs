@@ -212,14 +212,14 @@ impl Engine<'_> {
         Ok(Some((attribute, value)))
     }
 
-    /// A version 3 capability names the root of the user namespace it is valid in (include/uapi/linux/capability.h): five
+    /// A version 3 capability names the root of the user namespace it is valid in (include/uapi/linux/capability.h): six
     /// 32-bit words, little-endian, the first with the version in its top byte, the last the root's id.
     fn shift_capability(&self, value: &[u8], name: &[u8]) -> Result<Vec<u8>> {
         let mut value = value.to_vec();
         if !self.options.mappings.is_identity()
-            && value.len() == 20
+            && value.len() == 24
             && value.get(3) == Some(&3)
-            && let Some(field) = value.get_mut(16..20)
+            && let Some(field) = value.get_mut(20..24)
             && let Ok(bytes) = <[u8; 4]>::try_from(&*field)
         {
             let owner = self.to_host(IdPair { uid: u32::from_le_bytes(bytes), gid: 0 }, name)?;

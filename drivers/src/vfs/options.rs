@@ -1,0 +1,114 @@
+//! The driver's options: every key that containers/storage 1.60 to 1.64 knows, parsed with its rules.
+
+use std::path::{Path, PathBuf};
+
+use graph_core::{Error, Result};
+
+/// Whether a layer's files reach the disk before the layer counts as made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncMode {
+    /// Nothing is flushed; a power loss can damage layers made shortly before it.
+    None,
+    /// One `syncfs` per layer. The default here; containers/storage's is `none`.
+    #[default]
+    Filesystem,
+}
+
+/// The parsed options, after the driver's prefix was taken off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `imagestore` (also `additionalimagestore`): graph roots of read-only stores.
+    pub additional_image_stores: Vec<PathBuf>,
+    /// `ignore_chown_errors`: a refused chown while extracting or copying is no error.
+    pub ignore_chown_errors: bool,
+    /// `sync`.
+    pub sync: SyncMode,
+}
+
+impl Options {
+    /// Parses `key=value` pairs in order; a later one wins, stores add up. Keys are taken in any case.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key, for an unknown one, for a value it does not take, and for `mountopt`: vfs mounts
+    /// nothing.
+    pub fn parse(pairs: &[(String, String)]) -> Result<Self> {
+        let mut options = Self::default();
+        for (key, value) in pairs {
+            let key = key.to_ascii_lowercase();
+            options.set(&key, value).map_err(|problem| Error::Config { place: format!("vfs.{key}"), problem })?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "imagestore" | "additionalimagestore" => {
+                for store in value.split(',').filter(|store| !store.is_empty()) {
+                    if !Path::new(store).is_absolute() {
+                        return Err(format!("image store {store:?} is not an absolute path"));
+                    }
+                    self.additional_image_stores.push(PathBuf::from(store));
+                }
+            }
+            "ignore_chown_errors" => self.ignore_chown_errors = parse_bool(value)?,
+            "sync" => {
+                self.sync = match value {
+                    "none" | "" => SyncMode::None,
+                    "filesystem" => SyncMode::Filesystem,
+                    _ => return Err(format!("{value:?} is neither \"none\" nor \"filesystem\"")),
+                };
+            }
+            "mountopt" => return Err("the vfs driver mounts nothing and takes no mount options".to_owned()),
+            _ => return Err("unknown option of the vfs driver".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+/// A boolean as Go's `strconv.ParseBool` takes it.
+fn parse_bool(value: &str) -> Result<bool, String> {
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!("{value:?} is not a boolean (true or false)")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Options> {
+        let owned: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Options::parse(&owned)
+    }
+
+    #[test]
+    fn every_key_is_taken_in_any_case_and_the_later_one_wins() {
+        let options = parse(&[
+            ("imagestore", "/a,/b"),
+            ("additionalimagestore", "/c"),
+            ("Ignore_Chown_Errors", "T"),
+            ("sync", "filesystem"),
+            ("sync", "none"),
+        ])
+        .unwrap();
+        assert_eq!(options.additional_image_stores, ["/a", "/b", "/c"].map(PathBuf::from));
+        assert!(options.ignore_chown_errors);
+        assert_eq!(options.sync, SyncMode::None);
+        assert_eq!(parse(&[]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn refusals_name_the_key() {
+        for (key, value, expected) in [
+            ("mountopt", "nodev", "vfs.mountopt: the vfs driver mounts nothing and takes no mount options"),
+            ("no_such_key", "1", "vfs.no_such_key: unknown option of the vfs driver"),
+            ("ignore_chown_errors", "yes", "vfs.ignore_chown_errors: \"yes\" is not a boolean (true or false)"),
+            ("sync", "fs", "vfs.sync: \"fs\" is neither \"none\" nor \"filesystem\""),
+            ("imagestore", "a/b", "vfs.imagestore: image store \"a/b\" is not an absolute path"),
+        ] {
+            assert_eq!(parse(&[(key, value)]).unwrap_err().to_string(), expected);
+        }
+    }
+}
