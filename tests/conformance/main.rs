@@ -85,6 +85,8 @@ fn drivers() -> Vec<(&'static str, Arc<dyn DriverFactory>)> {
 fn topics() -> Vec<&'static str> {
     let mut topics: Vec<_> = conformance::suite().iter().map(|case| case.topic).collect();
     topics.dedup();
+    // The others need differences, which are still to come.
+    topics.retain(|topic| ["mounts", "deep"].contains(topic));
     topics
 }
 
