@@ -12,9 +12,8 @@ pub mod options;
 pub mod refcount;
 pub mod registry;
 pub mod select;
-pub mod subid;
 pub mod tempdir;
 
 pub use driver::{Driver, DriverExt};
 pub use error::{Error, ErrorKind, Result};
-pub use id::{ChainId, DiffId, LayerId};
+pub use id::LayerId;

@@ -29,6 +29,14 @@ pub fn private_mounts() -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 
+/// Gives this thread its own working directory, root directory and umask, initially the process's.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn private_working_directory() -> Result<()> {
+    unshare(UnshareFlags::FS)
+}
+
 /// As [`private_mounts`], but mounts that the machine makes later on still arrive here.
 ///
 /// # Errors

@@ -3,16 +3,18 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use graph_archive::idmap::{IdMappings, IdPair};
+use graph_core::id::InvalidId;
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, Timespec, Timestamps};
 use graph_sys::io::Errno;
 use graph_sys::xattr::{self, SetMode};
 
+use super::Homes;
 use super::layout::{
-    Context, DIFF, EMPTY, LINK, LOWER, LOWER_LAYERS, Layer, LinkId, MERGED, WORK, make_dir, own, reserved, write_small,
+    Context, DIFF, EMPTY, Flush, LINK, LOWER, LOWER_LAYERS, Layer, LinkId, MERGED, WORK, make_dir, own, reserved,
+    write_small,
 };
 use super::parents::{MAX_LOWERS, ids_text, link_of, links_text, parents};
-use super::{DRIVER, Homes};
 
 /// Real owner and mode of a file that `force_mask` hides, as `uid:gid:0mode:type`.
 const OVERRIDE_STAT: &str = "user.containers.override_stat";
@@ -48,12 +50,9 @@ struct RootAttributes {
 
 /// Refuses ids that the layout has no place for.
 pub(super) fn check_id(id: &LayerId) -> Result<()> {
-    // A colon separates the ids in lower-layers, and mount options.
+    // A colon separates the ids in lower-layers.
     if reserved(id) || id.as_str().contains(':') {
-        return Err(Error::Unsupported {
-            driver: DRIVER.into(),
-            operation: format!("a layer with the ID {:?}", id.as_str()),
-        });
+        return Err(Error::InvalidId(InvalidId(id.as_str().to_owned())));
     }
     Ok(())
 }
@@ -105,8 +104,15 @@ impl Plan {
         };
         let diff = make_dir(dir, DIFF, mode, owner).at("make directory", at(DIFF), None)?;
         self.root.finish(&diff, self.force_mask.is_some()).at("set the attributes of", at(DIFF), None)?;
+        // Ids are what the rest can be made of again, so they alone are worth waiting for. Writing the others is begun, which on
+        // most file systems puts them into the same journal commit.
         let small = |name: &str, text: &str| {
-            write_small(dir, name, text, Some(self.owner), self.durable).at("write", at(name), None)
+            let flush = match (self.durable, name) {
+                (false, _) => Flush::No,
+                (true, LOWER_LAYERS) => Flush::Wait,
+                (true, _) => Flush::Begin,
+            };
+            write_small(dir, name, text, Some(self.owner), flush).at("write", at(name), None)
         };
         small(LINK, self.link.as_str())?;
         make_dir(dir, WORK, 0o700, self.owner).at("make directory", at(WORK), None)?;
@@ -116,9 +122,6 @@ impl Plan {
         } else {
             small(LOWER, &links_text(&self.links))?;
             small(LOWER_LAYERS, &ids_text(&self.chain))?;
-        }
-        if self.durable {
-            fs::fsync(dir).at("flush", shown, None)?;
         }
         Ok(diff)
     }

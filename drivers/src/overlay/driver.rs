@@ -13,17 +13,19 @@ use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
     GetOptions, Mounted, StagedLayer,
 };
+use graph_core::refcount::RefCounter;
 use graph_core::registry::DriverSetup;
 use graph_core::tempdir::{self, TempDir, TempDirRoot};
 use graph_core::{Driver, Error, LayerId, Result};
-use graph_sys::fs;
 
 use super::create::check_id;
-use super::layout::{Context, DIFF, LINK, LINKS, Layer, LinkId, Small, TEMP_DIRS, open_dir};
-use super::options::{Options, SyncMode};
-use super::parents::parents;
+use super::layout::{Context, DIFF, LINK, LINKS, Layer, LinkId, MERGED, Small, TEMP_DIRS, open_dir};
+use super::mount::{self, Method, OverlayMount, not_mounted};
+use super::options::Options;
+use super::parents::{MAX_LOWERS, parents};
+use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
-use super::{DRIVER, Homes, status};
+use super::{DRIVER, Homes, status, volatile};
 
 /// The overlay driver.
 #[derive(Debug)]
@@ -32,6 +34,13 @@ pub struct Overlay {
     pub(super) options: Options,
     /// Whose extended attributes the kernel's overlay uses for us.
     pub(super) namespace: XattrNamespace,
+    pub(super) features: Features,
+    /// References to mounts, by mount point.
+    pub(super) mounts: RefCounter<OverlayMount>,
+    /// How mounts are made; tests try the way of older kernels too.
+    pub(super) method: Method,
+    pub(super) run_path: PathBuf,
+    run_home: OwnedFd,
     capabilities: Capabilities,
     /// The graph roots of additional stores, as configured.
     additional: Vec<PathBuf>,
@@ -47,13 +56,53 @@ impl Overlay {
         let options = Options::parse(&setup.options)?;
         options.refuse_unsupported()?;
         let homes = Homes::open(setup, name, &options.additional_image_stores)?;
+        let opened = Self::open_homes(setup, name, options, &homes);
+        match opened {
+            Ok(parts) => Ok(parts.with(homes)),
+            Err(error) => {
+                // The directory would tell the next selection that a store was made with this driver.
+                homes.own.remove_unused();
+                Err(error)
+            }
+        }
+    }
+
+    fn open_homes(setup: &DriverSetup, name: &str, options: Options, homes: &Homes) -> Result<Parts> {
         // Before anything else: what a killed process left is removed by whoever comes next.
         let roots: Vec<PathBuf> = homes.writable().map(|home| home.path.join(TEMP_DIRS)).collect();
         drop(tempdir::recover_stale(&roots));
-        let namespace = XattrNamespace::default();
-        let additional = options.additional_image_stores.clone();
-        let capabilities = Capabilities::default();
-        Ok(Self { homes, options, namespace, capabilities, additional })
+        probe::check_backing(&homes.own, setup.rootless)?;
+        let (run_path, run_home) = probe::open_run_home(setup.run_root.join(name))?;
+        let namespace = probe::xattr_namespace(&homes.own)?;
+        let method = mount::best_method(&homes.own.dir);
+        let prober = Prober {
+            method,
+            home: &homes.own,
+            run_home: &run_home,
+            run_path: &run_path,
+            namespace,
+            options: &options,
+            id_maps_disabled: setup.disable_id_mapped_mounts,
+        };
+        let features = prober.features()?;
+        if !features.overlay.works {
+            let kept = format!("tried before; see {}", run_path.join("overlay-false").display());
+            let reason = features.overlay.reason_or(&kept);
+            return Err(Error::NotSupported { context: format!("overlay at {}: {reason}", homes.own.path.display()) });
+        }
+        for home in homes.writable() {
+            probe::check_mount_program(home)?;
+        }
+        let mut capabilities = Capabilities::default();
+        capabilities.shifts_ids = features.id_mapped_lower.works;
+        capabilities.native_diff = features.native_diff.works;
+        capabilities.volatile = features.volatile.works;
+        capabilities.staging = true;
+        capabilities.reflink = features.reflink.works;
+        capabilities.max_depth = Some(MAX_LOWERS);
+        capabilities.additional_stores = true;
+        capabilities.read_only_mounts = true;
+        Ok(Parts { method, options, namespace, features, run_path, run_home, capabilities })
     }
 
     fn make(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions, read_write: bool) -> Result<()> {
@@ -66,10 +115,8 @@ impl Overlay {
             });
         }
         // Before anything is made, so that the common mistake costs nothing; publishing looks again.
-        for home in self.homes.writable() {
-            if home.layer(id)?.is_some() {
-                return Err(Error::LayerExists { id: id.clone() });
-            }
+        if self.homes.find(id)?.is_some() {
+            return Err(Error::LayerExists { id: id.clone() });
         }
         NewLayer::begin(self, parent, &options.mappings, read_write, true)?.publish(id)
     }
@@ -123,6 +170,36 @@ impl Overlay {
     }
 }
 
+/// All of a driver but its homes, which have to be cleaned up if this cannot be had.
+struct Parts {
+    method: Method,
+    options: Options,
+    namespace: XattrNamespace,
+    features: Features,
+    run_path: PathBuf,
+    run_home: OwnedFd,
+    capabilities: Capabilities,
+}
+
+impl Parts {
+    fn with(self, homes: Homes) -> Overlay {
+        let Self { method, options, namespace, features, run_path, run_home, capabilities } = self;
+        let additional = options.additional_image_stores.clone();
+        Overlay {
+            homes,
+            options,
+            namespace,
+            features,
+            mounts: RefCounter::new(OverlayMount),
+            method,
+            run_path,
+            run_home,
+            capabilities,
+            additional,
+        }
+    }
+}
+
 impl Driver for Overlay {
     fn name(&self) -> &str {
         DRIVER
@@ -167,6 +244,8 @@ impl Driver for Overlay {
         let mut staged = Vec::new();
         for home in self.homes.writable() {
             let Some(layer) = home.layer(id)? else { continue };
+            // Files below a mount cannot be removed, and those in it must not be.
+            not_mounted(&layer, &layer.path().join(MERGED))?;
             let mut temp = TempDirRoot::create(home.path.join(TEMP_DIRS))?.make()?;
             if let Small::Text(text) = layer.read_small(LINK)?
                 && let Some(link) = LinkId::parse(&text)
@@ -176,6 +255,7 @@ impl Driver for Overlay {
                 temp.stage_deletion(&links, link.as_str())?;
             }
             temp.stage_deletion(&home.dir, id.as_str())?;
+            volatile::forget(&self.run_home, id);
             staged.push(temp);
         }
         if staged.is_empty() {
@@ -184,12 +264,12 @@ impl Driver for Overlay {
         Ok(DeferredRemoval::new(move || staged.into_iter().map(TempDir::finish).fold(Ok(()), Result::and)))
     }
 
-    fn get(&self, _id: &LayerId, _options: &GetOptions) -> Result<Mounted<'_>> {
-        self.unsupported("mounting")
+    fn get(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> {
+        self.get_layer(id, options)
     }
 
-    fn put(&self, _id: &LayerId) -> Result<()> {
-        self.unsupported("mounting")
+    fn put(&self, id: &LayerId) -> Result<()> {
+        self.put_layer(id)
     }
 
     fn exists(&self, id: &LayerId) -> Result<bool> {
@@ -208,7 +288,7 @@ impl Driver for Overlay {
 
     fn status(&self) -> Result<Vec<(String, String)>> {
         let file_system = status::file_system(&self.homes.own.dir).at("statfs", &self.homes.own.path, None)?;
-        Ok(vec![("Backing Filesystem".to_owned(), file_system.to_owned())])
+        Ok(status::pairs(file_system, &self.features, self.supports_shifting(&IdMappings::default())))
     }
 
     fn metadata(&self, id: &LayerId) -> Result<BTreeMap<String, String>> {
@@ -253,9 +333,6 @@ impl Driver for Overlay {
         let report = self
             .apply_to(&content, below, diff, options)
             .map_err(|source| Error::Archive { id: id.clone(), source })?;
-        if self.options.sync == SyncMode::Filesystem {
-            fs::syncfs(&content).at("flush the file system of", layer.path(), Some(id))?;
-        }
         Ok(report)
     }
 
@@ -280,6 +357,7 @@ impl Driver for Overlay {
     }
 
     fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
-        false
+        // Mapped mounts take any mapping that a user namespace can have, contiguous or not.
+        self.features.id_mapped_lower.works
     }
 }

@@ -150,6 +150,14 @@ impl Home {
         Ok(dir.map(|dir| Self { path: path.to_owned(), dir, role: Role::Additional }))
     }
 
+    /// Removes a home that nothing was put into. Anything in it, and it stays.
+    pub(super) fn remove_unused(&self) {
+        for name in [LINKS, TEMP_DIRS] {
+            fs::unlinkat(&self.dir, name, AtFlags::REMOVEDIR).ok();
+        }
+        fs::unlinkat(fs::CWD, &self.path, AtFlags::REMOVEDIR).ok();
+    }
+
     /// Whether layers here may be written.
     pub(super) fn writable(&self) -> bool {
         self.role != Role::Additional
@@ -312,7 +320,7 @@ impl Layer<'_> {
     pub(super) fn replace_small(&self, name: &str, text: &str) -> Result<()> {
         let fresh = format!(".{name}-{}", LinkId::random()?);
         let path = self.path().join(name);
-        write_small(&self.dir, &fresh, text, None, true).at("write", &path, Some(&self.id))?;
+        write_small(&self.dir, &fresh, text, None, Flush::Wait).at("write", &path, Some(&self.id))?;
         fs::renameat(&self.dir, &fresh, &self.dir, name).at("replace", &path, Some(&self.id))?;
         fs::fsync(&self.dir).at("fsync", path, Some(&self.id))
     }
@@ -347,13 +355,24 @@ pub(super) fn read_small(dir: impl AsFd, name: &str) -> std::io::Result<Small> {
     })
 }
 
+/// When a small file is to be on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flush {
+    /// Whenever the system likes; somebody flushes the file system later, or it need not survive a crash.
+    No,
+    /// Soon: writing begins, nothing waits for its end.
+    Begin,
+    /// Before the call returns.
+    Wait,
+}
+
 /// Writes a new small file, mode 0644 whatever the umask.
 pub(super) fn write_small(
     dir: impl AsFd,
     name: &str,
     text: &str,
     owner: Option<IdPair>,
-    durable: bool,
+    flush: Flush,
 ) -> std::io::Result<()> {
     use std::io::Write;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -363,8 +382,11 @@ pub(super) fn write_small(
     if let Some(owner) = owner {
         own(&file, owner)?;
     }
-    if durable {
-        fs::fsync(&file)?;
+    match flush {
+        Flush::No => {}
+        // Only a hint: where it is refused, the file is written later.
+        Flush::Begin => drop(graph_sys::sync::start_writeback(&file, 0, 0)),
+        Flush::Wait => fs::fsync(&file)?,
     }
     Ok(())
 }

@@ -9,17 +9,21 @@
 //! - A lost `link`, `lower`, `lower-layers` or `l/` is made again from what is left.
 //! - A `volatile` mount that a reboot interrupted is reported, not silently reused.
 
-#![allow(dead_code, reason = "parts that mounting uses come before it")]
-
 mod create;
 mod driver;
+mod get;
+mod idmap;
 mod layout;
+mod mount;
 mod options;
 mod parents;
+mod probe;
 mod staged;
 mod status;
 #[cfg(test)]
 mod tests;
+mod volatile;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use graph_sys::fs;
 
 use super::create::{Plan, check_id};
 use super::driver::Overlay;
-use super::layout::{Context, DIFF, Home, LINKS, TEMP_DIRS, open_dir};
+use super::layout::{Context, DIFF, Home, TEMP_DIRS, open_dir};
 use super::options::SyncMode;
 
 /// A layer that has no id yet. Dropping it removes it.
@@ -56,10 +56,8 @@ impl<'d> NewLayer<'d> {
         check_id(id)?;
         let Self { driver, home, temp, addition, plan, .. } = self;
         let exists = || Error::LayerExists { id: id.clone() };
-        for writable in driver.homes.writable() {
-            if writable.layer(id)?.is_some() {
-                return Err(exists());
-            }
+        if driver.homes.find(id)?.is_some() {
+            return Err(exists());
         }
         if let Some(parent) = plan.chain.first() {
             driver.homes.require(parent)?;
@@ -76,8 +74,6 @@ impl<'d> NewLayer<'d> {
             });
         }
         if driver.options.sync == SyncMode::Filesystem {
-            let links = open_dir(&home.dir, LINKS).at("open", home.path.join(LINKS), Some(id))?;
-            fs::fsync(&links).at("flush", home.path.join(LINKS), Some(id))?;
             fs::fsync(&home.dir).at("flush", &home.path, Some(id))?;
         }
         // The layer is there. What stays of its temporary directory is removed by the next open.

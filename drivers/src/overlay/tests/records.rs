@@ -4,8 +4,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use graph_archive::idmap::{IdMappings, IdRange};
 use graph_core::driver::CreateOptions;
+use graph_core::registry::DriverSetup;
 use graph_core::{Driver, Error};
 
+use super::super::Overlay;
 use super::super::layout::LinkId;
 use super::super::parents::{ensure_links, parents};
 use super::support::{Place, id};
@@ -17,7 +19,8 @@ fn mode(path: &std::path::Path) -> u32 {
 #[test]
 fn the_files_of_a_layer_are_those_of_the_peers() {
     let place = Place::new();
-    let driver = place.with_three_layers();
+    let driver = Overlay::open(&DriverSetup { options: Vec::new(), ..place.setup() }, "overlay").unwrap();
+    place.fill(&driver);
     let home = place.home();
     for (name, expected) in [
         ("base", 0o700),

@@ -41,13 +41,29 @@ impl Place {
     /// A driver with the layers `base`, `middle`, `top`, each the child of the one before.
     pub(super) fn with_three_layers(&self) -> Overlay {
         let driver = self.open();
+        self.fill(&driver);
+        driver
+    }
+
+    /// The three layers.
+    pub(super) fn fill(&self, driver: &Overlay) {
         driver.create(&id("base"), None, &CreateOptions::default()).unwrap();
         driver.create(&id("middle"), Some(&id("base")), &CreateOptions::default()).unwrap();
         driver.create_read_write(&id("top"), Some(&id("middle")), &CreateOptions::default()).unwrap();
-        driver
     }
 
     pub(super) fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.home().join(name)).unwrap()
+    }
+}
+
+/// Whether the test may mount; then its thread has a mount namespace of its own.
+pub(super) fn may_mount() -> bool {
+    match graph_sys::namespace::private_mounts() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("skipped: no mount namespace of its own: {error}");
+            false
+        }
     }
 }

@@ -1,0 +1,104 @@
+//! `get` and `put`: what is asked for, put together for a mount.
+
+use graph_core::driver::{GetOptions, Mounted};
+use graph_core::{Driver, Error, LayerId, Result};
+use graph_sys::mount::DetachedMount;
+
+use super::driver::Overlay;
+use super::layout::Layer;
+use super::mount::{Stack, merged_path, mount_point, own_words, unmount};
+use super::parents::{ensure_links, parents};
+use super::words::{Words, split};
+use super::{DRIVER, idmap, volatile};
+
+impl Overlay {
+    /// Mounts the layer, or takes one more reference.
+    pub(super) fn get_layer(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> {
+        let layer = self.homes.require(id)?;
+        let path = merged_path(&layer, &self.run_path);
+        self.mounts.get(&path, || {
+            let words = self.words(&layer, options)?;
+            let chain = self.ready(&layer)?;
+            let target = mount_point(&layer, &path)?;
+            let read_only = words.read_only();
+            let shifted = !options.disable_shifting && !options.mappings.is_identity();
+            if shifted && !self.supports_shifting(&options.mappings) {
+                return Err(Error::Unsupported {
+                    driver: DRIVER.into(),
+                    operation: format!(
+                        "showing layer {id} through ID mappings ({}); change the owners of its files first",
+                        self.features.id_mapped_lower.reason_or("this kernel does not map the IDs of its file system")
+                    ),
+                });
+            }
+            let mapped =
+                if shifted { idmap::mapped_homes(&self.homes, &layer, &chain, &options.mappings)? } else { Vec::new() };
+            if !read_only {
+                if shifted {
+                    idmap::own_root(&self.homes, &layer, &chain, &options.mappings)?;
+                }
+                volatile::prepare(&layer, &self.run_path, words.has("volatile"))?;
+            }
+            let stack = Stack {
+                homes: &self.homes,
+                layer: &layer,
+                chain: &chain,
+                read_only,
+                mapped: &mapped,
+                run_home: &self.run_path,
+            };
+            stack.mount(&words, &target, &path, self.method)
+        })?;
+        let id = id.clone();
+        Ok(Mounted::new(path, move || self.put_layer(&id)))
+    }
+
+    /// Gives up a reference.
+    pub(super) fn put_layer(&self, id: &LayerId) -> Result<()> {
+        let layer = self.homes.require(id)?;
+        let path = merged_path(&layer, &self.run_path);
+        self.mounts.put(&path, || unmount(&layer, &path)).map(drop)
+    }
+
+    /// The layers below, with the records that tell them in order.
+    pub(super) fn ready(&self, layer: &Layer<'_>) -> Result<Vec<LayerId>> {
+        let chain = parents(&self.homes, layer)?;
+        ensure_links(&self.homes, layer, &chain)?;
+        Ok(chain)
+    }
+
+    /// The mount options in force.
+    fn words(&self, layer: &Layer<'_>, options: &GetOptions) -> Result<Words> {
+        let explicit = options.options.iter().any(|word| word != "ro");
+        let configured = if explicit { "" } else { self.options.mount_options.as_str() };
+        let mut words = Words::parse(split(configured).chain(options.options.iter().map(String::as_str)))?;
+        if explicit && self.features.metacopy.works && self.options.has_mount_word("metacopy=on") {
+            words.add("metacopy=on")?;
+        }
+        if !self.features.metacopy.works {
+            words.remove("metacopy", "on");
+        }
+        if !layer.home.writable() {
+            words.add("ro")?;
+        }
+        if options.volatile && self.features.volatile.works && !words.read_only() && !words.has("volatile") {
+            words.add("volatile")?;
+        }
+        if !options.mount_label.is_empty() {
+            words.add(&format!("context=\"{}\"", options.mount_label))?;
+        }
+        own_words(&mut words, self.namespace)?;
+        Ok(words)
+    }
+
+    #[expect(dead_code, reason = "differences will use it")]
+    /// The layer's whole tree, read-only and attached nowhere: for looking into it without a mount point.
+    pub(super) fn look_into(&self, layer: &Layer<'_>) -> Result<DetachedMount> {
+        let chain = parents(&self.homes, layer)?;
+        let mut words = Words::parse(["ro"])?;
+        own_words(&mut words, self.namespace)?;
+        let stack =
+            Stack { homes: &self.homes, layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
+        stack.detached(&words)
+    }
+}
