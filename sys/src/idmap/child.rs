@@ -5,6 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
@@ -41,12 +42,18 @@ impl Paused {
             }
         });
         let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_FILES;
+        let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
+        // The child is born with all signals blocked: an engine's handler must not run in it too, say for a Ctrl-C that
+        // goes to the whole group. SIGKILL cannot be blocked.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(errno)?;
         // SAFETY: without CLONE_VM the child has a copy of our memory, the stack included, so that nothing is shared
         // but descriptors, which it does not touch; what it runs is async-signal-safe as said above.
-        let pid = unsafe { nix::sched::clone(child, &mut stack, flags, None) }
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-        let pid = Pid::from_raw(pid.as_raw()).ok_or(Errno::CHILD)?;
-        Ok(Self { pid, running: true })
+        let started = unsafe { nix::sched::clone(child, &mut stack, flags, None) };
+        let restored = before.thread_set_mask();
+        let pid = Pid::from_raw(started.map_err(errno)?.as_raw()).ok_or(Errno::CHILD)?;
+        let child = Self { pid, running: true };
+        restored.map_err(errno)?;
+        Ok(child)
     }
 
     fn open(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
