@@ -327,11 +327,12 @@ impl<R: Read> Decoder<R> {
     fn extension(&mut self, size: i64, maximum: u64, limit: &'static str, raw: &mut RawSink<'_>) -> Result<Vec<u8>> {
         let size = self.unsigned(size, "size")?;
         self.within(limit, maximum, size)?;
-        // Extension members follow each other without end in a hostile archive; all those before one member share the
-        // limit, and from the second on their headers count.
-        let header = if self.extension_bytes == 0 { 0 } else { BLOCK_SIZE as u64 };
+        // Extension members follow each other without end in a hostile archive, empty ones too: all those before one
+        // member share what one of each kind may take, headers included.
+        let header = BLOCK_SIZE as u64;
         self.extension_bytes = self.extension_bytes.saturating_add(size).saturating_add(header);
-        let shared = self.limits.pax_bytes.saturating_add(self.limits.name_bytes.saturating_mul(2));
+        let names = self.limits.name_bytes.saturating_add(1).saturating_mul(2);
+        let shared = self.limits.pax_bytes.saturating_add(names).saturating_add(header.saturating_mul(4));
         if self.extension_bytes > shared {
             return Err(self.limit("pax_bytes", self.limits.pax_bytes, self.extension_bytes));
         }

@@ -278,7 +278,7 @@ mod tests {
         for body in [
             &b"\n"[..],
             b"7 a=b",
-            b"7 a=b\n\n",
+            b"8 a=b\n\n",
             b"5 a=b\n",
             b"60 path=b\n",
             b"0 a=b\n",
