@@ -40,6 +40,7 @@ fn more(failures: u64) -> String {
 ///   as `EBUSY`, since a leaked mount's files belong to somebody else.
 /// - Directories that refuse access get mode 0700 first (a rootless store holds directories of mode 0), and immutable
 ///   and append-only flags are taken off where the caller may do that.
+/// - `parent` itself is never changed: no permission is given to it, no flag taken off.
 /// - Removal goes on after an error; the first one is returned. It may be repeated, and may run at the same time as
 ///   another removal of the same tree.
 /// - `name` is one path component.
@@ -61,19 +62,19 @@ pub fn remove_tree(parent: impl AsFd, name: impl AsRef<OsStr>) -> Result<(), Rem
     }
     let c_name = CString::new(bytes).map_err(|_| fail("remove", Errno::INVAL))?;
 
-    match unlink(parent, &c_name) {
+    match unlink(Place::Callers(parent), &c_name) {
         Ok(()) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(error) => return Err(fail("unlink", error)),
     }
     let mut removal = Removal { levels: Vec::new(), failures: 0, first: None, moved: 0 };
-    match open_directory(parent, &c_name) {
+    match open_directory(Place::Callers(parent), &c_name) {
         Ok(Some(dir)) => removal.levels.push(Level::new(dir, c_name.clone()).map_err(|e| fail("read directory", e))?),
         Ok(None) => return Ok(()),
         Err(error) => return Err(fail("open directory", error)),
     }
     removal.empty();
-    let result = remove_directory(parent, &c_name);
+    let result = remove_directory(Place::Callers(parent), &c_name);
     match (removal.first, result) {
         (Some(first), _) => Err(RemoveError { failures: removal.failures, ..first }),
         (None, Ok(())) => Ok(()),
@@ -87,17 +88,18 @@ struct Level {
     name: CString,
     /// Entries removed or moved away since the last rewind.
     progress: bool,
-    /// Entries that could not be removed: the directory cannot be either, and that is no failure of its own.
-    stuck: bool,
+    /// Entries below that could not be removed since the last rewind: the directory cannot be either then, and that is no
+    /// failure of its own.
+    stuck: u64,
 }
 
 impl Level {
     fn new(dir: OwnedFd, name: CString) -> Result<Self, Errno> {
-        Ok(Self { entries: Dir::new(dir)?, name, progress: false, stuck: false })
+        Ok(Self { entries: Dir::new(dir)?, name, progress: false, stuck: 0 })
     }
 
-    fn dir(&self) -> Result<BorrowedFd<'_>, Errno> {
-        self.entries.fd()
+    fn dir(&self) -> Result<Place<'_>, Errno> {
+        self.entries.fd().map(Place::Tree)
     }
 }
 
@@ -171,7 +173,8 @@ impl Removal {
         loop {
             let new_name = format!(".removed-{}", self.moved);
             self.moved = self.moved.wrapping_add(1);
-            let rename = || rustix::fs::renameat_with(dir, name, top, new_name.as_str(), RenameFlags::NOREPLACE);
+            let rename =
+                || rustix::fs::renameat_with(dir.fd(), name, top.fd(), new_name.as_str(), RenameFlags::NOREPLACE);
             let result = match rename() {
                 // Moving a directory changes its "..", for which it must be writable.
                 Err(Errno::ACCESS) => make_accessible(dir, name).and_then(|()| rename()),
@@ -201,17 +204,20 @@ impl Removal {
         let result = match parent {
             Some(parent) => parent.dir().and_then(|dir| remove_directory(dir, &level.name)),
             // The top is removed by the caller; here only its emptiness counts.
-            None => level.dir().and_then(is_empty).and_then(|empty| if empty { Ok(()) } else { Err(Errno::NOTEMPTY) }),
+            None => level
+                .dir()
+                .and_then(|dir| is_empty(dir.fd()))
+                .and_then(|empty| if empty { Ok(()) } else { Err(Errno::NOTEMPTY) }),
         };
         let Some(level) = self.levels.last_mut() else { return };
         match result {
             Ok(()) => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) if level.progress => {
-                level.progress = false;
+                (level.progress, level.stuck) = (false, 0);
                 level.entries.rewind();
                 return;
             }
-            Err(_) if level.stuck => {}
+            Err(_) if level.stuck > 0 => {}
             Err(error) => self.note("remove directory", None, error),
         }
         self.leave();
@@ -219,18 +225,19 @@ impl Removal {
 
     fn leave(&mut self) {
         let Some(done) = self.levels.pop() else { return };
-        if let Some(parent) = self.levels.last_mut() {
-            parent.progress = parent.progress || !done.stuck;
-            parent.stuck = parent.stuck || done.stuck;
+        match self.levels.last_mut() {
+            Some(parent) => {
+                parent.progress = parent.progress || done.stuck == 0;
+                parent.stuck = parent.stuck.saturating_add(done.stuck);
+            }
+            None => self.failures = done.stuck,
         }
     }
 
     fn note(&mut self, operation: &'static str, name: Option<&CStr>, error: Errno) {
         if let Some(level) = self.levels.last_mut() {
-            level.stuck = true;
+            level.stuck = level.stuck.saturating_add(1);
         }
-        // A directory that is read again meets its stuck entries again; they count as often, which only blurs a number.
-        self.failures = self.failures.saturating_add(1);
         if self.first.is_none() {
             let names = self.levels.iter().map(|level| level.name.as_c_str()).chain(name);
             let path = names.map(|name| OsStr::from_bytes(name.to_bytes())).collect();
@@ -239,9 +246,34 @@ impl Removal {
     }
 }
 
+/// The directory that an entry is in.
+#[derive(Clone, Copy)]
+enum Place<'d> {
+    /// The caller's, not to be changed.
+    Callers(BorrowedFd<'d>),
+    /// One of the tree, about to go itself.
+    Tree(BorrowedFd<'d>),
+}
+
+impl<'d> Place<'d> {
+    fn fd(self) -> BorrowedFd<'d> {
+        match self {
+            Self::Callers(fd) | Self::Tree(fd) => fd,
+        }
+    }
+
+    /// Makes a directory of the tree writable and searchable.
+    fn open_up(self) -> Result<(), Errno> {
+        match self {
+            Self::Callers(_) => Err(Errno::ACCESS),
+            Self::Tree(fd) => rustix::fs::fchmod(fd, Mode::RWXU).map_err(|_| Errno::ACCESS),
+        }
+    }
+}
+
 /// Removes a name that is not a directory; `EISDIR` for one that is. Missing is no error.
-fn unlink(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let call = || rustix::fs::unlinkat(dir, name, AtFlags::empty());
+fn unlink(dir: Place<'_>, name: &CStr) -> Result<(), Errno> {
+    let call = || rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty());
     match retry_access(dir, name, call) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
@@ -249,8 +281,8 @@ fn unlink(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
 }
 
 /// Removes an empty directory. Missing is no error.
-fn remove_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let call = || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+fn remove_directory(dir: Place<'_>, name: &CStr) -> Result<(), Errno> {
+    let call = || rustix::fs::unlinkat(dir.fd(), name, AtFlags::REMOVEDIR);
     match retry_access(dir, name, call) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
@@ -258,15 +290,15 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
 }
 
 /// Calls; where that is refused, makes `dir` writable or takes immutable flags off, and calls again.
-fn retry_access(dir: BorrowedFd<'_>, name: &CStr, call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+fn retry_access(dir: Place<'_>, name: &CStr, call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     match call() {
         Err(Errno::ACCESS) => {
-            rustix::fs::fchmod(dir, Mode::RWXU).map_err(|_| Errno::ACCESS)?;
+            dir.open_up()?;
             call()
         }
         Err(Errno::PERM) => {
-            let cleared_dir = clear_flags(dir);
-            let cleared_entry = open_for_flags(dir, name).is_some_and(|fd| clear_flags(fd.as_fd()));
+            let cleared_dir = matches!(dir, Place::Tree(fd) if clear_flags(fd));
+            let cleared_entry = open_for_flags(dir.fd(), name).is_some_and(|fd| clear_flags(fd.as_fd()));
             if cleared_dir || cleared_entry { call() } else { Err(Errno::PERM) }
         }
         other => other,
@@ -274,10 +306,10 @@ fn retry_access(dir: BorrowedFd<'_>, name: &CStr, call: impl Fn() -> Result<(), 
 }
 
 /// Opens a directory for reading its entries; `None` when it is gone. Never crosses into a mount (`EBUSY`).
-fn open_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+fn open_directory(dir: Place<'_>, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
     let mut made_accessible = false;
     loop {
-        match open_beneath(dir, name, OFlags::RDONLY | OFlags::DIRECTORY) {
+        match open_beneath(dir.fd(), name, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(fd) => return Ok(Some(fd)),
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::XDEV) => return Err(Errno::BUSY),
@@ -308,12 +340,12 @@ fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<Owned
 }
 
 /// Gives the directory `name` mode 0700; what it is called may have changed meanwhile, but never through a link.
-fn make_accessible(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let fd = match open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY) {
+fn make_accessible(dir: Place<'_>, name: &CStr) -> Result<(), Errno> {
+    let fd = match open_beneath(dir.fd(), name, OFlags::PATH | OFlags::DIRECTORY) {
         // The parent itself has no search permission.
         Err(Errno::ACCESS) => {
-            rustix::fs::fchmod(dir, Mode::RWXU).map_err(|_| Errno::ACCESS)?;
-            open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?
+            dir.open_up()?;
+            open_beneath(dir.fd(), name, OFlags::PATH | OFlags::DIRECTORY)?
         }
         other => other?,
     };
@@ -419,6 +451,74 @@ mod tests {
             drop(file);
         }
         remove_tree(&top, "tree").unwrap();
+        assert!(!dir.path().join("tree").exists());
+    }
+
+    /// As a user without the privilege to pass over permissions would see it: in a thread, whose capabilities are its own.
+    #[test]
+    fn without_privileges_closed_directories_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("tree/a/b/c")).unwrap();
+        fs::write(dir.path().join("tree/a/b/file"), "x").unwrap();
+        for (path, mode) in [("tree/a/b/c", 0o000), ("tree/a/b", 0o500), ("tree/a", 0o000), ("tree", 0o400)] {
+            fs::set_permissions(dir.path().join(path), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let path = dir.path().to_path_buf();
+        let removed = std::thread::spawn(move || {
+            let none = rustix::thread::CapabilitySets {
+                effective: rustix::thread::CapabilitySet::empty(),
+                permitted: rustix::thread::CapabilitySet::empty(),
+                inheritable: rustix::thread::CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            assert!(fs::read_dir(path.join("tree/a")).is_err(), "the permissions mean nothing here");
+            remove_tree(open(&path), "tree")
+        });
+        removed.join().unwrap().unwrap();
+        assert!(!dir.path().join("tree").exists());
+    }
+
+    #[test]
+    fn a_mount_in_the_tree_is_not_entered() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mounting needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        fs::create_dir_all(path.join("tree/merged")).unwrap();
+        fs::create_dir_all(path.join("victim/deep")).unwrap();
+        fs::write(path.join("tree/other"), "x").unwrap();
+        let outcome = std::thread::spawn(move || {
+            crate::namespace::private_mounts().unwrap();
+            // The same file system, so that only the mount tells it apart.
+            rustix::mount::mount_bind(path.join("victim"), path.join("tree/merged")).unwrap();
+            let result = remove_tree(open(&path), "tree");
+            rustix::mount::unmount(path.join("tree/merged"), rustix::mount::UnmountFlags::empty()).unwrap();
+            (result, path)
+        });
+        let (result, path) = outcome.join().unwrap();
+        let error = result.unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(Errno::BUSY.raw_os_error()), "{error}");
+        assert_eq!((error.path.as_path(), error.failures), (Path::new("tree/merged"), 1));
+        assert!(path.join("victim/deep").exists() && !path.join("tree/other").exists());
+        remove_tree(open(&path), "tree").unwrap();
+    }
+
+    #[test]
+    fn immutable_files_go_too() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("tree")).unwrap();
+        let file = File::create(dir.path().join("tree/file")).unwrap();
+        let immutable = |file: &File| {
+            rustix::fs::ioctl_getflags(file)
+                .and_then(|flags| rustix::fs::ioctl_setflags(file, flags | IFlags::IMMUTABLE))
+        };
+        if let Err(error) = immutable(&file).and_then(|()| immutable(&open(&dir.path().join("tree")))) {
+            eprintln!("skipped: immutable files: {error}");
+            return;
+        }
+        remove_tree(open(dir.path()), "tree").unwrap();
         assert!(!dir.path().join("tree").exists());
     }
 }
