@@ -160,8 +160,12 @@ impl Copy<'_> {
                     .and_then(|(directory, last)| linkat(&directory, last, to, name, AtFlags::empty())),
                 other => other,
             };
-            made.map_err(|error| self.failed("link", name, error))?;
-            return Ok(true);
+            match made {
+                Ok(()) => return Ok(true),
+                // As many names as the file system allows: from here on it is another inode, to which further names go.
+                Err(Errno::MLINK) => {}
+                Err(error) => return Err(self.failed("link", name, error)),
+            }
         }
         self.linked.insert((stat.st_dev, stat.st_ino), path);
         Ok(false)
@@ -284,10 +288,21 @@ impl Copy<'_> {
     }
 }
 
+/// Attributes by which an overlay knows its own files again: they hold for the files they were set on, not for copies.
+const OVERLAY_IDENTITY: [&[u8]; 6] = [
+    b"trusted.overlay.origin",
+    b"trusted.overlay.impure",
+    b"trusted.overlay.nlink",
+    b"trusted.overlay.upper",
+    b"trusted.overlay.uuid",
+    b"trusted.overlay.protattr",
+];
+
 /// Whether an attribute belongs to the layer. SELinux labels belong to where a tree is.
 fn is_kept(key: &[u8]) -> bool {
     match key {
         b"security.selinux" => false,
+        key if OVERLAY_IDENTITY.contains(&key) => false,
         b"system.posix_acl_access" | b"system.posix_acl_default" => true,
         _ => [b"user.".as_slice(), b"trusted.", b"security."].iter().any(|prefix| key.starts_with(prefix)),
     }

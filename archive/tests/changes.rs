@@ -1,5 +1,10 @@
 //! What changed: tables, and the kernel as the judge of what an upper directory means.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stderr, reason = "test code, in directories of its own")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "test code, in directories of its own"
+)]
 
 mod support;
 
