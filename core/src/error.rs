@@ -90,6 +90,9 @@ pub enum Error {
     /// A string that cannot be a layer's id.
     #[error(transparent)]
     InvalidId(#[from] InvalidId),
+    /// Id mappings that make no sense.
+    #[error(transparent)]
+    Mappings(#[from] crate::subid::MappingError),
     /// A system call failed.
     #[error("{operation} {}{}", path.display(), layer.as_ref().map(|l| format!(" (layer {l})")).unwrap_or_default())]
     Io {
@@ -164,7 +167,7 @@ impl Error {
             Self::Locked { .. } => ErrorKind::Locked,
             Self::Config { .. } => ErrorKind::Config,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
-            Self::InvalidId(_) => ErrorKind::InvalidArgument,
+            Self::InvalidId(_) | Self::Mappings(_) => ErrorKind::InvalidArgument,
             Self::Io { .. } => ErrorKind::Io,
             Self::Archive { .. } => ErrorKind::Archive,
         }

@@ -12,8 +12,9 @@ pub mod options;
 pub mod refcount;
 pub mod registry;
 pub mod select;
+pub mod subid;
 pub mod tempdir;
 
 pub use driver::{Driver, DriverExt};
 pub use error::{Error, ErrorKind, Result};
-pub use id::LayerId;
+pub use id::{ChainId, DiffId, LayerId};

@@ -9,7 +9,7 @@ use graph_core::tempdir::{TempDir, TempDirRoot};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
 use crate::dirs::Dir;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::layers::tar_split_name;
 use crate::names::Found;
@@ -114,6 +114,7 @@ impl Store {
             }
         }
         layers.save(&files)?;
+        fault("delete.marked")?;
         let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
         let mut gone: Vec<&str> = Vec::new();
         let mut failure = None;
@@ -128,8 +129,10 @@ impl Store {
             }
         }
         doomed.files = Some(temporary);
+        fault("delete.renamed")?;
         layers.change().remove(&gone);
         layers.save(&files)?;
+        fault("delete.forgotten")?;
         failure.map_or(Ok(doomed), Err)
     }
 

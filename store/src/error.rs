@@ -356,5 +356,10 @@ impl Error {
     }
 }
 
+/// A point at which tests make the store fail, or the process die. Nothing otherwise.
+pub(crate) fn fault(point: &'static str) -> Result<()> {
+    graph_sys::fault::point(point).map_err(|e| Error::io("reach", point, e))
+}
+
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

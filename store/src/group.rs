@@ -11,7 +11,7 @@ use graph_core::lockfile::{LockFile, LockGuard, Token, Wait};
 use graph_sys::lock::LockKind;
 
 use crate::dirs::Dir;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
 use crate::json;
 use crate::options::OnLockWait;
 use crate::table::{FileIndex, Record, Table};
@@ -184,6 +184,7 @@ impl<T: Record> Writing<'_, T> {
         self.seen = None;
         self.group.sweep();
         let token = self.guard.record_write()?;
+        fault("records.token-written")?;
         let mut files = files.to_vec();
         files.append(&mut self.table.repaired);
         files.sort_unstable();
@@ -194,6 +195,7 @@ impl<T: Record> Writing<'_, T> {
                 let bytes = json::write_array(self.table.slots(index))
                     .map_err(|source| Error::Encode { path: path(), source })?;
                 file.dir.write(file.name, &bytes, file.durability)?;
+                fault("records.written")?;
             }
         }
         self.seen = Some(Seen { token, stamps: self.group.stamps()? });

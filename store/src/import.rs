@@ -20,7 +20,7 @@ use graph_core::driver::{ApplyDiffOptions, CreateOptions};
 use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
 
 use crate::bigdata;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
 use crate::layers::{LayerPlan, tar_split_name};
 use crate::options::{CreateLayer, Durability, Expected};
 use crate::records::Layer;
@@ -130,6 +130,7 @@ impl Store {
             let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
             Ok(staged.apply(diff, &mut apply)?)
         })?;
+        fault("import.extracted")?;
         facts.check(&plan.id, expected)?;
         let file = self.end_tar_split(packer, &*staged.diff_getter()?, &plan.id)?;
         if self.is_durable(plan.file) {
@@ -139,12 +140,16 @@ impl Store {
             sync(&file, &plan.id)?;
         }
 
+        fault("import.flushed")?;
         let mut layers = self.layers.records.write()?;
         self.begin_layer(&mut layers, plan, options, |record| facts.fill(record))?;
         let publish = || {
+            fault("import.begun")?;
             self.remove_orphan(&plan.id)?;
             self.publish_tar_split(split, &plan.id)?;
+            fault("import.tar-split-published")?;
             staged.publish(&plan.id)?;
+            fault("import.published")?;
             if self.is_durable(plan.file) { self.layers.dir.flush() } else { Ok(()) }
         };
         let (layer, ()) = self.settle_layer(&mut layers, plan, publish, |_, ()| ())?;

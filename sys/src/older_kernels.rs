@@ -95,6 +95,6 @@ fn a_sandbox_that_answers_eperm_is_taken_for_a_missing_call() {
 fn overlay_takes_directories_by_name_where_it_does_not_take_descriptors() {
     const FSCONFIG_SET_FD: u32 = 5;
     let refusals = [(libc::SYS_fsconfig, Some(FSCONFIG_SET_FD), libc::EINVAL)];
-    let passed = run_tests(&["mount::tests::root_overlay_by"], &refusals);
-    assert_eq!(passed, 2);
+    let passed = run_tests(&["mount::tests::root_overlay_by", "mount::tests::root_mapped"], &refusals);
+    assert_eq!(passed, 3);
 }

@@ -11,7 +11,7 @@
 //! | `/proc/PID/fd/N` and its like | `ELOOP` | `ELOOP` |
 //!
 //! `int openat2(int dirfd, const char *path, struct open_how *how, size_t size)`, Linux 5.6, does both. Where it is
-//! missing, and for paths that are longer than the kernel takes at once (`PATH_MAX`, 4096 bytes), [`walk`] goes
+//! missing, and for paths that are longer than the kernel takes at once (`PATH_MAX`, 4096 bytes), [`Strategy::Walk`] goes
 //! component by component with the same results. Both are safe against another process that swaps directories for
 //! symbolic links meanwhile.
 

@@ -1,6 +1,6 @@
 //! What depends on the file system, on the four that layers are kept on: copying, attributes, mapped mounts, probes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says what it skips")]
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -31,7 +31,7 @@ const KINDS: [Kind; 4] = [
 /// Mounts a fresh file system at `target`; `false`, said aloud, where it cannot be made. The loop device frees itself.
 fn mount(kind: &Kind, scratch: &Path, target: &Path) -> bool {
     let run = |program: &str, arguments: &[&str], paths: &[&Path]| {
-        Command::new(program).args(arguments).args(paths).status().is_ok_and(|status| status.success())
+        Command::new(program).args(arguments).args(paths).output().is_ok_and(|output| output.status.success())
     };
     let Some([program, options @ ..]) = kind.make else {
         return run("mount", &["-t", "tmpfs", "tmpfs"], &[target]);

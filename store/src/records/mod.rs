@@ -8,6 +8,8 @@ mod fields;
 mod image;
 mod layer;
 mod mount_point;
+#[cfg(test)]
+mod peer_tests;
 mod time;
 
 pub use container::Container;

@@ -89,7 +89,8 @@ impl FsContext {
     /// descriptors may be closed at once.
     ///
     /// Overlay takes descriptors since Linux 6.13. Before, the directory goes by its path below `/proc/self/fd`, which
-    /// shows in mountinfo as such and works for attached mounts alone.
+    /// shows in mountinfo as such. Layers on detached mounts are for recent kernels (6.15; this is tested on 6.18):
+    /// others give `EINVAL`, and want the mount attached somewhere until the overlay is made.
     ///
     /// # Errors
     /// `EINVAL` for the wrong kind of option or directory, or the 501st lower layer; `ENOTDIR`; `ELOOP` when overlays are
