@@ -19,7 +19,6 @@ pub(crate) struct Opened {
 }
 
 /// What the process was started with. The one place that looks at the environment.
-#[expect(clippy::disallowed_methods, reason = "configuration comes in here, as a value")]
 fn environment() -> Environment {
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let variables: std::collections::BTreeMap<String, String> = variables.collect();
