@@ -16,13 +16,12 @@ use graph_core::driver::{
 };
 use graph_core::registry::DriverSetup;
 use graph_core::{Driver, Error, LayerId, Result, tempdir};
-use graph_sys::fs;
 
 use super::DRIVER;
 use super::layout::{Home, Homes};
 use super::options::{Options, SyncMode};
 use super::staged::Staged;
-use crate::support::context::{ArchiveContext, Context};
+use crate::support::context::ArchiveContext;
 use crate::support::owners::{Shift, shift_owners};
 use crate::support::usage::disk_usage;
 
@@ -76,7 +75,7 @@ impl Vfs {
         if self.homes.writable_home_of(id)?.is_some() {
             return Err(Error::LayerExists { id: id.clone() });
         }
-        Staged::begin(self, parent, options, read_write)?.publish_as(id)
+        Staged::begin(self, parent, options, read_write)?.publish_as(id, SyncMode::None)
     }
 }
 
@@ -124,9 +123,6 @@ impl Driver for Vfs {
         let Some(home) = self.homes.writable_home_of(id)? else { return Ok(DeferredRemoval::done()) };
         let mut temporary = home.temp_dir()?;
         temporary.stage_deletion(home.layers(), id.as_str())?;
-        if self.options.sync == SyncMode::Filesystem {
-            fs::fsync(home.layers()).at("flush", home.path(), Some(id))?;
-        }
         Ok(DeferredRemoval::new(move || temporary.finish()))
     }
 
@@ -193,7 +189,7 @@ impl Driver for Vfs {
         Err(self.unsupported("changes without NaiveDiff"))
     }
 
-    /// In place: a process that is killed meanwhile, or an archive that turns out to be bad, leaves the layer with a part
+    /// In place, nothing flushed: a process that is killed meanwhile, or an archive that turns out to be bad, leaves the layer with a part
     /// of the archive in it. Who must not see that fills a layer with [`Driver::begin_staged`].
     fn apply_diff(
         &self,
@@ -205,11 +201,7 @@ impl Driver for Vfs {
         let home = self.homes.writable_home_of(id)?;
         let found = home.map(|home| home.find(id)).transpose()?.flatten();
         let layer = found.ok_or_else(|| Error::LayerUnknown { id: id.clone() })?;
-        let report = self.apply_to(&layer.directory, diff, options).of_layer(id)?;
-        if self.options.sync == SyncMode::Filesystem {
-            fs::syncfs(&layer.directory).at("flush the file system of", layer.path, Some(id))?;
-        }
-        Ok(report)
+        self.apply_to(&layer.directory, diff, options).of_layer(id)
     }
 
     fn diff_size(&self, _request: &DiffRequest<'_>) -> Result<u64> {

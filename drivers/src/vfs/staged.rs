@@ -83,8 +83,8 @@ impl<'v> Staged<'v> {
         Ok(Self { vfs, home, parent: parent.cloned(), directory, path, addition, temporary, working_name })
     }
 
-    /// Renames it into place. After a crash the layer is there whole or not at all.
-    pub(super) fn publish_as(self, id: &LayerId) -> Result<()> {
+    /// Renames it into place, whole or not at all. With `sync` it stays there in a power failure.
+    pub(super) fn publish_as(self, id: &LayerId, sync: SyncMode) -> Result<()> {
         let Self { vfs, home, parent, addition, temporary, .. } = self;
         let exists = || Error::LayerExists { id: id.clone() };
         if vfs.homes.writable_home_of(id)?.is_some() {
@@ -99,7 +99,7 @@ impl<'v> Staged<'v> {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => exists(),
             error => error,
         })?;
-        if vfs.options.sync == SyncMode::Filesystem {
+        if sync == SyncMode::Filesystem {
             fs::fsync(home.layers()).at("flush", home.path(), Some(id))?;
         }
         // The layer is there. What stays of its temporary directory is removed by the next open.
@@ -128,7 +128,8 @@ impl StagedLayer for Staged<'_> {
     }
 
     fn publish(self: Box<Self>, id: &LayerId) -> Result<()> {
-        self.publish_as(id)
+        let sync = self.vfs.options.sync;
+        self.publish_as(id, sync)
     }
 }
 
