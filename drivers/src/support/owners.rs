@@ -142,3 +142,99 @@ fn for_each(root: BorrowedFd<'_>, mut action: impl FnMut(&Descent, &Stat, &[u8])
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests work in directories of their own")]
+
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+
+    use super::*;
+
+    fn mappings(ranges: &[(u32, u32, u32)]) -> IdMappings {
+        let ranges: Vec<_> =
+            ranges.iter().map(|&(container_id, host_id, size)| IdRange { container_id, host_id, size }).collect();
+        IdMappings { uids: ranges.clone(), gids: ranges }
+    }
+
+    /// Version 3, effective, `cap_net_raw`, valid below the namespace whose root is `root`.
+    fn capability(root: u32) -> Vec<u8> {
+        let mut value = vec![1, 0, 0, 3, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        value.extend_from_slice(&root.to_le_bytes());
+        value
+    }
+
+    #[test]
+    fn one_mapping_after_the_other() {
+        let identity = mappings(&[]);
+        let (from, to) = (mappings(&[(0, 1000, 100)]), mappings(&[(0, 5000, 50), (50, 9000, 50)]));
+        let pair = |uid, gid| IdPair { uid, gid };
+        let shift = Shift { from: &from, to: &to };
+        assert_eq!(shift.ids(pair(1001, 1060), b"x").unwrap(), pair(5001, 9010));
+        assert_eq!(shift.ids(pair(0, 0), b"x").unwrap(), pair(5000, 5000), "unmapped root stays root");
+        assert_eq!(shift.ids(pair(999, 1000), b"x").unwrap_err().kind(), graph_archive::ErrorKind::Unmapped);
+        let back = Shift { from: &to, to: &from };
+        assert_eq!(back.ids(pair(5001, 9010), b"x").unwrap(), pair(1001, 1060));
+        let single = mappings(&[(0, 1234, 1)]);
+        let squash = Shift { from: &identity, to: &single };
+        assert_eq!(squash.ids(pair(33, 44), b"x").unwrap(), pair(1234, 1234));
+        let half = IdMappings { uids: single.uids.clone(), gids: Vec::new() };
+        assert_eq!(Shift { from: &identity, to: &half }.ids(pair(33, 44), b"x").unwrap(), pair(1234, 44));
+        let nothing = Shift { from: &identity, to: &identity };
+        assert_eq!(nothing.ids(pair(33, 44), b"x").unwrap(), pair(33, 44));
+    }
+
+    #[test]
+    fn everything_but_the_owner_stays() {
+        if !graph_sys::process::geteuid().is_root() {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("dir/sub")).unwrap();
+        fs::write(at("dir/file"), "content").unwrap();
+        fs::hard_link(at("dir/file"), at("link")).unwrap();
+        symlink("dir/file", at("symlink")).unwrap();
+        lchown(at("dir/file"), Some(1), Some(2)).unwrap();
+        lchown(at("symlink"), Some(3), Some(4)).unwrap();
+        lchown(at("dir/sub"), Some(5), Some(6)).unwrap();
+        fs::set_permissions(at("dir/file"), PermissionsExt::from_mode(0o6755)).unwrap();
+        fs::set_permissions(at("dir/sub"), PermissionsExt::from_mode(0o2700)).unwrap();
+        fs::set_permissions(at(""), PermissionsExt::from_mode(0o2711)).unwrap();
+        xattr::set_at(
+            graph_sys::fs::CWD,
+            at("dir/file").as_os_str().as_encoded_bytes(),
+            CAPABILITY,
+            &capability(7),
+            SetMode::Create,
+        )
+        .unwrap();
+        let before = fs::metadata(at("dir/file")).unwrap();
+
+        let (identity, shifted) = (mappings(&[]), mappings(&[(0, 100_000, 65_536)]));
+        let root = File::open(temp.path()).unwrap();
+        shift_owners(root.as_fd(), Shift { from: &identity, to: &shifted }).unwrap();
+
+        let owner = |name: &str| {
+            let stat = fs::symlink_metadata(at(name)).unwrap();
+            (stat.uid(), stat.gid(), stat.mode() & 0o7777)
+        };
+        assert_eq!(owner("dir/file"), (100_001, 100_002, 0o6755));
+        assert_eq!(owner("symlink"), (100_003, 100_004, 0o777));
+        assert_eq!(owner("dir/sub"), (100_005, 100_006, 0o2700));
+        assert_eq!(owner(""), (100_000, 100_000, 0o2711));
+        let after = fs::metadata(at("link")).unwrap();
+        assert_eq!((after.ino(), after.nlink(), after.mtime_nsec()), (before.ino(), 2, before.mtime_nsec()));
+        let value = xattr::get_at(graph_sys::fs::CWD, at("link").as_os_str().as_encoded_bytes(), CAPABILITY).unwrap();
+        assert_eq!(value, Some(capability(100_007)));
+
+        // An id that cannot be mapped is found before anything is changed.
+        lchown(at("symlink"), Some(70), Some(70)).unwrap();
+        let error = shift_owners(root.as_fd(), Shift { from: &shifted, to: &identity }).unwrap_err();
+        assert_eq!(error.to_string(), "host ID 70 cannot be mapped to a container ID (entry \"symlink\")");
+        assert_eq!(owner("dir/file"), (100_001, 100_002, 0o6755));
+    }
+}

@@ -52,3 +52,28 @@ fn add(usage: &mut DiskUsage, size: i64) {
     usage.size = usage.size.saturating_add(u64::try_from(size).unwrap_or(0));
     usage.inodes = usage.inodes.saturating_add(1);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests work in directories of their own")]
+
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn counts_as_du_does() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("a/b/c")).unwrap();
+        fs::write(temp.path().join("a/file"), vec![1; 12_345]).unwrap();
+        fs::hard_link(temp.path().join("a/file"), temp.path().join("a/b/c/link")).unwrap();
+        std::os::unix::fs::symlink("target", temp.path().join("a/symlink")).unwrap();
+        File::create(temp.path().join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        let directories: u64 =
+            ["", "a", "a/b", "a/b/c"].iter().map(|name| fs::metadata(temp.path().join(name)).unwrap().size()).sum();
+        let usage = disk_usage(File::open(temp.path()).unwrap().as_fd()).unwrap();
+        assert_eq!(usage, DiskUsage { size: directories + 12_345 + 6 + (1 << 30), inodes: 7 });
+    }
+}

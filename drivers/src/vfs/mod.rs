@@ -23,6 +23,8 @@ mod layout;
 mod options;
 mod staged;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
