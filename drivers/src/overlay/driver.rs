@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use graph_archive::apply::{ApplyReport, XattrNamespace};
@@ -26,6 +26,11 @@ use super::parents::{MAX_LOWERS, parents};
 use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
 use super::{DRIVER, Homes, status, volatile};
+use crate::support::context::ArchiveContext;
+use crate::support::usage::disk_usage;
+
+/// So many lower directories are opened one by one; more are mounted.
+const MANY: usize = 64;
 
 /// The overlay driver.
 #[derive(Debug)]
@@ -131,8 +136,14 @@ impl Overlay {
         }
     }
 
-    /// The content directories of a chain, nearest first, as a mount would stack them.
+    /// The content directories of a chain, nearest first, as a mount would stack them; of a long one, the mount itself, so
+    /// that it does not take as many descriptors.
     pub(super) fn open_chain(&self, of: &LayerId, chain: &[LayerId]) -> Result<Vec<OwnedFd>> {
+        if chain.len() > MANY
+            && let Some(first) = chain.first()
+        {
+            return Ok(vec![self.look_into(&self.homes.require(first)?)?.into()]);
+        }
         let mut lowers = Vec::with_capacity(chain.len());
         for id in chain {
             let missing = || Error::Corrupt {
@@ -154,7 +165,7 @@ impl Overlay {
     }
 
     /// The layer, where the driver may write to it.
-    fn require_writable(&self, id: &LayerId) -> Result<Layer<'_>> {
+    pub(super) fn require_writable(&self, id: &LayerId) -> Result<Layer<'_>> {
         let layer = self.homes.require(id)?;
         if layer.home.writable() {
             return Ok(layer);
@@ -175,7 +186,7 @@ struct Parts {
     method: Method,
     options: Options,
     namespace: XattrNamespace,
-    features: Features,
+    pub(super) features: Features,
     run_path: PathBuf,
     run_home: OwnedFd,
     capabilities: Capabilities,
@@ -297,7 +308,7 @@ impl Driver for Overlay {
 
     fn read_write_disk_usage(&self, id: &LayerId) -> Result<DiskUsage> {
         let layer = self.homes.require(id)?;
-        status::usage(layer.open(DIFF)?, &layer.path().join(DIFF))
+        disk_usage(layer.open(DIFF)?.as_fd()).of_layer(id)
     }
 
     fn cleanup(&self) -> Result<()> {
@@ -317,8 +328,8 @@ impl Driver for Overlay {
         self.unsupported("diff")
     }
 
-    fn changes(&self, _request: &DiffRequest<'_>) -> Result<Vec<Change>> {
-        self.unsupported("changes")
+    fn changes(&self, request: &DiffRequest<'_>) -> Result<Vec<Change>> {
+        Ok(self.change_set(request)?.changes)
     }
 
     fn apply_diff(
@@ -330,14 +341,12 @@ impl Driver for Overlay {
     ) -> Result<ApplyReport> {
         let layer = self.require_writable(id)?;
         let (content, below) = self.open_stack(&layer)?;
-        let report = self
-            .apply_to(&content, below, diff, options)
-            .map_err(|source| Error::Archive { id: id.clone(), source })?;
+        let report = self.apply_to(&content, below, diff, options).of_layer(id)?;
         Ok(report)
     }
 
-    fn diff_size(&self, _request: &DiffRequest<'_>) -> Result<u64> {
-        self.unsupported("diff_size")
+    fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64> {
+        Ok(self.change_set(request)?.size)
     }
 
     fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> {
@@ -348,12 +357,12 @@ impl Driver for Overlay {
 
     fn update_layer_id_map(
         &self,
-        _id: &LayerId,
-        _to_container: &IdMappings,
-        _to_host: &IdMappings,
+        id: &LayerId,
+        to_container: &IdMappings,
+        to_host: &IdMappings,
         _mount_label: &str,
     ) -> Result<()> {
-        self.unsupported("update_layer_id_map")
+        self.reown(id, to_container, to_host)
     }
 
     fn supports_shifting(&self, _mappings: &IdMappings) -> bool {

@@ -6,7 +6,7 @@ use graph_sys::mount::DetachedMount;
 
 use super::driver::Overlay;
 use super::layout::Layer;
-use super::mount::{Stack, merged_path, mount_point, own_words, unmount};
+use super::mount::{Method, Stack, merged_path, mount_point, own_words, unmount};
 use super::parents::{ensure_links, parents};
 use super::words::{Words, split};
 use super::{DRIVER, idmap, volatile};
@@ -91,14 +91,16 @@ impl Overlay {
         Ok(words)
     }
 
-    #[expect(dead_code, reason = "differences will use it")]
     /// The layer's whole tree, read-only and attached nowhere: for looking into it without a mount point.
     pub(super) fn look_into(&self, layer: &Layer<'_>) -> Result<DetachedMount> {
         let chain = parents(&self.homes, layer)?;
-        let mut words = Words::parse(["ro"])?;
-        own_words(&mut words, self.namespace)?;
+        let options = GetOptions { options: vec!["ro".to_owned()], ..GetOptions::default() };
+        let words = self.words(layer, &options)?;
         let stack =
             Stack { homes: &self.homes, layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
-        stack.detached(&words)
+        match self.method {
+            Method::Descriptors => stack.detached(&words),
+            Method::Classic => stack.detached_classic(&words),
+        }
     }
 }

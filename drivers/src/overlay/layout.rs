@@ -20,13 +20,13 @@
 use std::fmt;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use graph_archive::idmap::IdPair;
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
 use graph_sys::io::Errno;
+use graph_sys::xattr;
 
 /// Directory of the short links.
 pub(super) const LINKS: &str = "l";
@@ -53,19 +53,13 @@ pub(super) const MERGED: &str = "merged";
 /// Lower directory of a layer without parent.
 pub(super) const EMPTY: &str = "empty";
 
+pub(super) use crate::support::context::Context;
+
+/// Mark on the root of `diff1`, see [`Layer::covers_all`]. Peers leave parts of what is below uncovered, and no mark.
+pub(super) const COVERS_ALL: &[u8] = b"user.graphdriver.covers_all";
+
 /// The most bytes that a small file of a layer may have: 500 parents of 255 bytes each fit well.
 const SMALL_FILE_LIMIT: u64 = 1 << 20;
-
-/// Adds operation, path and layer to a system's answer.
-pub(super) trait Context<T> {
-    fn at(self, operation: &'static str, path: impl Into<PathBuf>, layer: Option<&LayerId>) -> Result<T>;
-}
-
-impl<T, E: Into<std::io::Error>> Context<T> for std::result::Result<T, E> {
-    fn at(self, operation: &'static str, path: impl Into<PathBuf>, layer: Option<&LayerId>) -> Result<T> {
-        self.map_err(|source| Error::io(operation, path, layer, source))
-    }
-}
 
 /// Turns "there is none" into `None`.
 pub(super) fn optional<T>(result: std::result::Result<T, Errno>) -> std::result::Result<Option<T>, Errno> {
@@ -311,6 +305,16 @@ impl Layer<'_> {
         Ok(all)
     }
 
+    /// Whether what the layer inherits re-owned is all there is below it, so that nothing of the layers below shows.
+    pub(super) fn covers_all(&self) -> Result<bool> {
+        let Some(first) = self.open_optional(&format!("{DIFF}1"))? else { return Ok(false) };
+        match xattr::get(&first, COVERS_ALL) {
+            Ok(mark) => Ok(mark.is_some()),
+            Err(Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(Error::io("read attributes of", self.path().join("diff1"), Some(&self.id), error)),
+        }
+    }
+
     /// A small file's text; `None` when there is none, or what is wrong with it.
     pub(super) fn read_small(&self, name: &str) -> Result<Small> {
         read_small(&self.dir, name).at("read", self.path().join(name), Some(&self.id))
@@ -453,9 +457,4 @@ pub(super) fn each_entry(
         }
     }
     Ok(())
-}
-
-/// A path for humans, from a name as the system gives it.
-pub(super) fn name_of(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
 }

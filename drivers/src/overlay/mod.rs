@@ -10,6 +10,7 @@
 //! - A `volatile` mount that a reboot interrupted is reported, not silently reused.
 
 mod create;
+mod diff;
 mod driver;
 mod get;
 mod idmap;
@@ -18,6 +19,7 @@ mod mount;
 mod options;
 mod parents;
 mod probe;
+mod reown;
 mod staged;
 mod status;
 #[cfg(test)]

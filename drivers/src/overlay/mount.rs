@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use graph_archive::apply::XattrNamespace;
 use graph_core::refcount::MountCheck;
+use graph_core::tempdir::TempDirRoot;
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, AtFlags, Mode, OFlags};
 use graph_sys::io::Errno;
@@ -19,7 +20,7 @@ use graph_sys::mount::{AttachedMount, DetachedMount, FsContext, MountFlags, Unmo
 use graph_sys::{statfs, statx};
 
 use super::Homes;
-use super::layout::{Context, DIFF, EMPTY, Layer, MERGED, WORK, make_dir, make_dirs, open_dir, optional};
+use super::layout::{Context, DIFF, EMPTY, Layer, MERGED, TEMP_DIRS, WORK, make_dir, make_dirs, open_dir, optional};
 use super::parents::{MAX_LOWERS, missing_lower};
 use super::words::Words;
 
@@ -67,11 +68,13 @@ impl Stack<'_> {
         if self.read_only {
             self.content(self.layer, DIFF, &mut visit)?;
         }
-        self.inherited(self.layer, &mut visit)?;
-        for lower in self.chain {
+        let covered = self.inherited(self.layer, &mut visit)?;
+        for lower in self.chain.iter().filter(|_| !covered) {
             let lower = self.homes.find(lower)?.ok_or_else(|| missing_lower(self.layer, lower))?;
             self.content(&lower, DIFF, &mut visit)?;
-            self.inherited(&lower, &mut visit)?;
+            if self.inherited(&lower, &mut visit)? {
+                break;
+            }
         }
         if count.get() < if self.read_only { 2 } else { 1 } {
             let (path, dir) = self.empty()?;
@@ -98,11 +101,13 @@ impl Stack<'_> {
         visit(&path, dir)
     }
 
-    fn inherited(&self, layer: &Layer<'_>, visit: &mut impl FnMut(&Path, OwnedFd) -> Result<()>) -> Result<()> {
-        for (name, _) in layer.inherited()? {
-            self.content(layer, &name, visit)?;
+    /// What the layer inherits re-owned; true if that hides all that is below.
+    fn inherited(&self, layer: &Layer<'_>, visit: &mut impl FnMut(&Path, OwnedFd) -> Result<()>) -> Result<bool> {
+        let inherited = layer.inherited()?;
+        for (name, _) in &inherited {
+            self.content(layer, name, visit)?;
         }
-        Ok(())
+        Ok(!inherited.is_empty() && layer.covers_all()?)
     }
 
     /// The layer's `empty`; for a layer of a read-only store that has none, one in the run home.
@@ -166,6 +171,22 @@ impl Stack<'_> {
             },
             _ => failed(error),
         })
+    }
+
+    /// The same without the calls for it: mounted on a directory that nobody knows, copied, and unmounted.
+    pub(super) fn detached_classic(&self, words: &Words) -> Result<DetachedMount> {
+        let id = Some(&self.layer.id);
+        let mut temp = TempDirRoot::create(self.homes.own.path.join(TEMP_DIRS))?.make()?;
+        let (addition, target) = temp.add_directory(0o700)?;
+        let path = temp.addition_path(&addition);
+        self.mount_classic(words, &target, &path)?;
+        let attached = open_dir(fs::CWD, &path).at("open", &path, id)?;
+        let copy = DetachedMount::copy_of(&attached, b"", false).at("copy the mount on", &path, id);
+        classic::unmount(format!("/proc/self/fd/{}", attached.as_raw_fd()).as_bytes(), UnmountFlags::DETACH)
+            .at("unmount", &path, id)?;
+        drop(attached);
+        temp.finish()?;
+        copy
     }
 
     fn mount_classic(&self, words: &Words, target: &OwnedFd, shown: &Path) -> Result<()> {

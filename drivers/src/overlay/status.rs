@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use graph_core::Result;
-use graph_sys::fs;
 
 use super::Homes;
-use super::layout::{Context, DIFF, Layer, MERGED, WORK};
+use super::layout::{DIFF, Layer, MERGED, WORK};
 use super::parents::{missing_lower, parents};
 use super::probe::Features;
 
@@ -48,37 +47,4 @@ pub(super) fn metadata(homes: &Homes, layer: &Layer<'_>) -> Result<BTreeMap<Stri
         pairs.insert("LowerDir".to_owned(), lowers.join(":"));
     }
     Ok(pairs)
-}
-
-/// Space and inodes of everything below a directory: each inode once, directories not counted as space, apparent sizes.
-pub(super) fn usage(dir: std::os::fd::OwnedFd, shown: &std::path::Path) -> Result<graph_core::driver::DiskUsage> {
-    use graph_sys::fs::{AtFlags, FileType};
-    let mut seen = std::collections::HashSet::new();
-    let mut total = graph_core::driver::DiskUsage::default();
-    let mut pending = vec![(dir, shown.to_owned())];
-    while let Some((dir, path)) = pending.pop() {
-        let mut names = Vec::new();
-        super::layout::each_entry(&dir, |name, _| {
-            names.push(name.to_vec());
-            Ok(())
-        })
-        .at("read directory", &path, None)?;
-        for name in names {
-            let below = || path.join(super::layout::name_of(&name));
-            let stat =
-                fs::statat(&dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).at("read the status of", below(), None)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if stat.st_nlink > 1 && kind != FileType::Directory && !seen.insert((stat.st_dev, stat.st_ino)) {
-                continue;
-            }
-            total.inodes += 1;
-            if kind == FileType::Directory {
-                let child = super::layout::open_dir(&dir, super::layout::name_of(&name)).at("open", below(), None)?;
-                pending.push((child, below()));
-            } else if kind == FileType::RegularFile || kind == FileType::Symlink {
-                total.size = total.size.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
-            }
-        }
-    }
-    Ok(total)
 }
