@@ -143,6 +143,7 @@ fn import(
     let expected = Expected {
         compressed_digest: layer.blob.as_ref().map(ToString::to_string),
         diff_digest: Some(layer.diff_id.to_string()),
+        ..Expected::default()
     };
     let mut counted = Counted { inner: reader, done: AtomicU64::new(0), on_event };
     Ok(store.import_layer(&options, &expected, &mut counted)?.report.notices)

@@ -162,11 +162,13 @@ pub enum Error {
         digest: String,
     },
     /// A blob is not the one that was expected.
-    #[error("layer {id}: {which} digest is {found}, expected {expected}: layer content incorrect digest")]
+    #[error(
+        "layer {id}: the {which} has the digest {found}, but should have {expected}: layer content incorrect digest"
+    )]
     DigestMismatch {
         /// The layer, or what it would have become.
         id: String,
-        /// `compressed` or `uncompressed`.
+        /// What the digest is of: the blob, or the uncompressed layer.
         which: &'static str,
         /// What the bytes have.
         found: String,

@@ -8,18 +8,17 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 
 use graph_archive::apply::ApplyReport;
-use graph_archive::compress::{Compression, Decompressor};
-use graph_archive::digest::{Algorithm, Digest, Hashing};
+use graph_archive::digest::Digest;
 use graph_archive::idmap::IdMappings;
+use graph_archive::pipeline::{self, Summary};
 use graph_archive::split::{FileGetter, GzipPacker};
 use graph_core::LayerId;
 use graph_core::driver::{ApplyDiffOptions, CreateOptions};
 use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
 
-use crate::bigdata;
 use crate::error::{Error, Result, fault};
 use crate::layers::{LayerPlan, tar_split_name};
 use crate::options::{CreateLayer, Durability, Expected};
@@ -40,43 +39,43 @@ pub struct Imported {
 /// What one pass over a blob found.
 struct Facts {
     report: ApplyReport,
-    compression: Compression,
-    compressed_digest: Digest,
-    compressed_size: u64,
-    diff_digest: Digest,
-    diff_size: u64,
+    summary: Summary,
 }
 
 impl Facts {
     fn fill(&self, layer: &mut Layer) {
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        layer.compressed_digest = self.compressed_digest.to_string();
-        layer.compressed_size = size(self.compressed_size);
-        layer.diff_digest = self.diff_digest.to_string();
-        layer.diff_size = size(self.diff_size);
-        layer.compression = i64::from(self.compression.number());
+        layer.compressed_digest = self.summary.blob_digest.to_string();
+        layer.compressed_size = size(self.summary.blob_size);
+        layer.diff_digest = self.summary.diff_id.to_string();
+        layer.diff_size = size(self.summary.diff_size);
+        layer.compression = i64::from(self.summary.compression.number());
         layer.uids.clone_from(&self.report.uids);
         layer.gids.clone_from(&self.report.gids);
     }
+}
 
-    fn check(&self, id: &LayerId, expected: &Expected) -> Result<()> {
-        let pairs = [
-            ("compressed", &expected.compressed_digest, &self.compressed_digest),
-            ("uncompressed", &expected.diff_digest, &self.diff_digest),
-        ];
-        for (which, expected, found) in pairs {
-            if let Some(expected) = expected
-                && *expected != found.to_string()
-            {
-                return Err(Error::DigestMismatch {
-                    id: id.to_string(),
-                    which,
-                    found: found.to_string(),
-                    expected: expected.clone(),
-                });
+/// A failure on the way from the blob into the layer.
+enum Failure {
+    Blob(graph_archive::Error),
+    Layer(Error),
+}
+
+impl From<graph_archive::Error> for Failure {
+    fn from(error: graph_archive::Error) -> Self {
+        Self::Blob(error)
+    }
+}
+
+impl Failure {
+    fn of(self, id: &LayerId) -> Error {
+        match self {
+            Self::Layer(error) => error,
+            Self::Blob(graph_archive::Error::DigestMismatch { what, expected, found }) => {
+                Error::DigestMismatch { id: id.to_string(), which: what, found, expected }
             }
+            Self::Blob(source) => Error::Archive { id: id.to_string(), source },
         }
-        Ok(())
     }
 }
 
@@ -102,7 +101,7 @@ impl Store {
         expected: &Expected,
         blob: &mut (dyn Read + Send),
     ) -> Result<Imported> {
-        check_expected(expected)?;
+        let expected = &parse_expected(expected)?;
         let plan = self.plan_layer(options)?;
         let same_owners = plan.parent.is_none() || plan.mappings == plan.parent_mappings;
         if self.driver.capabilities().staging && same_owners && options.storage_opt.is_empty() {
@@ -115,7 +114,7 @@ impl Store {
     fn import_staged(
         &self,
         options: &CreateLayer,
-        expected: &Expected,
+        expected: &pipeline::Expected,
         blob: &mut (dyn Read + Send),
         plan: &LayerPlan,
     ) -> Result<Imported> {
@@ -126,12 +125,11 @@ impl Store {
         };
         let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
         let (split, mut packer) = self.begin_tar_split()?;
-        let facts = self.read_blob(&plan.id, blob, |diff| {
+        let facts = self.read_blob(&plan.id, expected, blob, |diff| {
             let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
             Ok(staged.apply(diff, &mut apply)?)
         })?;
         fault("import.extracted")?;
-        facts.check(&plan.id, expected)?;
         let file = self.end_tar_split(packer, &*staged.diff_getter()?, &plan.id)?;
         if self.is_durable(plan.file) {
             // One syncfs for all that the layer has; the tar-split as a rule lies on the same file system, and is then
@@ -160,7 +158,7 @@ impl Store {
     fn import_locked(
         &self,
         options: &CreateLayer,
-        expected: &Expected,
+        expected: &pipeline::Expected,
         blob: &mut (dyn Read + Send),
         plan: &LayerPlan,
     ) -> Result<Imported> {
@@ -187,7 +185,7 @@ impl Store {
     /// [`Error::LayerNotKnown`], [`Error::ReadOnlyStore`], [`Error::DigestMismatch`], [`Error::Archive`]. What was
     /// extracted before the error stays in the layer; its record is as before.
     pub fn apply_diff(&self, layer: &str, expected: &Expected, blob: &mut (dyn Read + Send)) -> Result<Imported> {
-        check_expected(expected)?;
+        let expected = &parse_expected(expected)?;
         let mut layers = self.layers.records.write()?;
         let id = LayerId::new(self.own_layer(&layers, layer)?)?;
         let unknown = || Error::LayerNotKnown { reference: layer.to_owned() };
@@ -216,15 +214,14 @@ impl Store {
         parent: Option<&LayerId>,
         mappings: &IdMappings,
         mount_label: &str,
-        expected: &Expected,
+        expected: &pipeline::Expected,
         blob: &mut (dyn Read + Send),
     ) -> Result<(Facts, TarSplit)> {
         let (split, mut packer) = self.begin_tar_split()?;
-        let facts = self.read_blob(id, blob, |diff| {
+        let facts = self.read_blob(id, expected, blob, |diff| {
             let mut apply = self.apply_options(mappings, mount_label, &mut packer);
             Ok(self.driver.apply_diff(id, parent, diff, &mut apply)?)
         })?;
-        facts.check(id, expected)?;
         let file = self.end_tar_split(packer, &*self.driver.diff_getter(id)?, id)?;
         if self.options.durability == Durability::Full {
             graph_sys::fs::syncfs(&file)
@@ -253,37 +250,18 @@ impl Store {
         file == STABLE && self.options.durability == Durability::Full
     }
 
-    /// Reads a blob to its end, decompressing it and taking both digests; `apply` gets the archive.
+    /// Reads a blob to its end, decompressing it and checking both digests; `apply` gets the archive.
     fn read_blob(
         &self,
         id: &LayerId,
+        expected: &pipeline::Expected,
         blob: &mut (dyn Read + Send),
         apply: impl FnOnce(&mut dyn Read) -> Result<ApplyReport>,
     ) -> Result<Facts> {
-        let archive = |source| Error::Archive { id: id.to_string(), source };
-        let outer = Hashing::new(blob, Algorithm::Sha256);
-        let decompressor = Decompressor::new(outer, &self.options.limits).map_err(archive)?;
-        let compression = decompressor.compression();
-        if compression == Compression::None {
-            let mut decompressor = decompressor;
-            let report = apply(&mut decompressor)?;
-            drain(&mut decompressor, id)?;
-            let (_, digest, size) = decompressor.into_inner().finish();
-            return Ok(Facts {
-                report,
-                compression,
-                compressed_digest: digest,
-                compressed_size: size,
-                diff_digest: digest,
-                diff_size: size,
-            });
-        }
-        let mut inner = Hashing::new(decompressor, Algorithm::Sha256);
-        let report = apply(&mut inner)?;
-        drain(&mut inner, id)?;
-        let (decompressor, diff_digest, diff_size) = inner.finish();
-        let (_, compressed_digest, compressed_size) = decompressor.into_inner().finish();
-        Ok(Facts { report, compression, compressed_digest, compressed_size, diff_digest, diff_size })
+        let consume = |archive: &mut dyn Read| apply(archive).map_err(Failure::Layer);
+        let (report, summary) =
+            pipeline::import(blob, expected, &self.options.limits, consume).map_err(|f| f.of(id))?;
+        Ok(Facts { report, summary })
     }
 
     fn begin_tar_split(&self) -> Result<(TarSplit, GzipPacker)> {
@@ -320,16 +298,20 @@ impl Store {
     }
 }
 
-/// Whatever follows what the driver wanted belongs to the digests too.
-fn drain(reader: &mut dyn Read, id: &LayerId) -> Result<()> {
-    io::copy(reader, &mut io::sink()).map(drop).map_err(|e| Error::io("read the blob of layer", id.as_str(), e))
-}
-
 fn sync(file: &File, id: &LayerId) -> Result<()> {
     graph_sys::fs::fdatasync(file).map_err(|e| Error::io("flush the tar-split of layer", id.as_str(), e))
 }
 
-fn check_expected(expected: &Expected) -> Result<()> {
-    let digests = [&expected.compressed_digest, &expected.diff_digest];
-    digests.into_iter().flatten().try_for_each(|digest| bigdata::check_digest(digest))
+/// The digests asked for, as such.
+fn parse_expected(expected: &Expected) -> Result<pipeline::Expected> {
+    let parse = |digest: &Option<String>| {
+        let invalid = |digest: &str| Error::InvalidDigest { digest: digest.to_owned() };
+        digest.as_deref().map(|digest| digest.parse::<Digest>().map_err(|_| invalid(digest))).transpose()
+    };
+    Ok(pipeline::Expected {
+        blob_digest: parse(&expected.compressed_digest)?,
+        blob_size: expected.compressed_size,
+        diff_id: parse(&expected.diff_digest)?,
+        diff_size: expected.diff_size,
+    })
 }

@@ -100,8 +100,12 @@ pub struct CreateLayer {
 pub struct Expected {
     /// `sha256:…` of the blob as it comes in.
     pub compressed_digest: Option<String>,
+    /// Bytes of the blob as it comes in; no more are read.
+    pub compressed_size: Option<u64>,
     /// `sha256:…` of the uncompressed tar (the diff ID).
     pub diff_digest: Option<String>,
+    /// Bytes of the uncompressed tar.
+    pub diff_size: Option<u64>,
 }
 
 /// How a diff is written.

@@ -1,0 +1,219 @@
+//! Layers, images and containers through the store alone, on every driver.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests set their scene by path, may fail at once, and say what they skip"
+)]
+
+mod support;
+
+use graph_store::{CreateLayer, DiffCompression, DiffOptions, ErrorKind, Expected, MountOptions, Store};
+use support::{DRIVERS, Place, gzip, isolated, three_layers};
+
+fn import(store: &Store, parent: Option<&str>, blob: &[u8]) -> String {
+    let options = CreateLayer { parent: parent.map(str::to_owned), ..CreateLayer::default() };
+    store.import_layer(&options, &Expected::default(), &mut &*blob).unwrap().layer.id.clone()
+}
+
+fn diff(store: &Store, layer: &str, compression: Option<DiffCompression>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let report = store.diff(None, layer, &mut out, &DiffOptions { compression }).unwrap();
+    assert_eq!(report.bytes, out.len() as u64);
+    out
+}
+
+#[test]
+fn what_is_imported_comes_out_the_same() {
+    if !isolated() {
+        return;
+    }
+    for driver in DRIVERS {
+        let place = Place::new(driver);
+        let store = place.open();
+        let blobs = three_layers();
+        let mut parent: Option<String> = None;
+        let mut ids = Vec::new();
+        for (n, blob) in blobs.iter().enumerate() {
+            let packed = if n == 1 { gzip(blob) } else { blob.clone() };
+            let id = import(&store, parent.as_deref(), &packed);
+            let layer = store.layer(&id).unwrap();
+            assert_eq!(layer.diff_size, blob.len() as i64);
+            assert_eq!(layer.compressed_size, packed.len() as i64);
+            assert_eq!(layer.compression, if n == 1 { 2 } else { 0 });
+            assert_eq!(layer.compressed_digest == layer.diff_digest, n != 1);
+            assert_eq!(layer.uids, [0]);
+            assert!(!layer.is_incomplete());
+            assert_eq!(store.layers_by_uncompressed_digest(&layer.diff_digest).unwrap().len(), 1);
+            assert_eq!(store.layers_by_compressed_digest(&layer.compressed_digest).unwrap()[0].id, id);
+            parent = Some(id.clone());
+            ids.push(id);
+        }
+        // In another process's eyes too.
+        let store = place.open();
+        for (id, blob) in ids.iter().zip(&blobs) {
+            assert!(diff(&store, id, Some(DiffCompression::None)) == *blob, "{driver}: the diff has other bytes");
+        }
+        assert!(diff(&store, &ids[1], None).starts_with(b"\x1f\x8b"), "gzip came in, gzip goes out");
+        let path = store.mount(&ids[2], &MountOptions { read_only: true, ..MountOptions::default() }).unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("dir/one")).unwrap(), "changed\n");
+        assert_eq!(std::fs::read_to_string(path.join("gone/back")).unwrap(), "back\n");
+        assert!(!path.join("dir/sub").exists() && !path.join("opaque/old").exists());
+        assert!(store.unmount(&ids[2], false).unwrap());
+        place.assert_no_leftovers(&store);
+    }
+}
+
+#[test]
+fn bad_blobs_leave_nothing() {
+    if !isolated() {
+        return;
+    }
+    for driver in DRIVERS {
+        let place = Place::new(driver);
+        let store = place.open();
+        let [base, ..] = three_layers();
+        let before = place.json("layers");
+        let try_import = |blob: &[u8], expected: &Expected| {
+            store.import_layer(&CreateLayer::default(), expected, &mut &*blob).unwrap_err()
+        };
+        for (blob, words) in [
+            (&base[..700], "unexpected EOF"),
+            (&b"hello, this is no archive but a short piece of text"[..], "unexpected EOF"),
+            (&[b'x'; 2048][..], "invalid tar header"),
+            (&gzip(&base)[..300], ""),
+        ] {
+            let error = try_import(blob, &Expected::default());
+            let text = chain(&error);
+            assert!(text.contains(words), "{driver}: {text}: want {words}");
+        }
+        let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000".to_owned();
+        let expected = Expected { diff_digest: Some(digest), ..Expected::default() };
+        assert_eq!(try_import(&base, &expected).kind(), ErrorKind::DigestMismatch);
+        let expected = Expected { compressed_digest: Some("md5:1".to_owned()), ..Expected::default() };
+        assert_eq!(try_import(&base, &expected).kind(), ErrorKind::InvalidDigest);
+        if store.driver().capabilities().staging {
+            assert_eq!(place.json("layers"), before, "{driver}: the records were not even touched");
+        }
+        assert!(store.layers().unwrap().is_empty());
+        place.assert_no_leftovers(&store);
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+#[test]
+fn apply_diff_fills_a_layer_again() {
+    if !isolated() {
+        return;
+    }
+    for driver in DRIVERS {
+        let place = Place::new(driver);
+        let store = place.open();
+        let [base, _, top] = three_layers();
+        let layer = store.create_layer(&CreateLayer { names: vec!["n".to_owned()], ..CreateLayer::default() }).unwrap();
+        let path = store.mount("n", &MountOptions::default()).unwrap();
+        store.apply_diff("n", &Expected::default(), &mut &*base).unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("dir/one")).unwrap(), "one\n", "visible in the mount");
+        assert!(diff(&store, &layer.id, None) == base);
+        store.apply_diff("n", &Expected::default(), &mut &*top).unwrap();
+        assert!(diff(&store, &layer.id, None) == top, "replaces what was recorded");
+        let before = place.json("layers");
+        store.apply_diff("n", &Expected::default(), &mut &top[..600]).unwrap_err();
+        assert_eq!(place.json("layers"), before);
+        store.unmount("n", true).unwrap();
+        store.delete_layer("n").unwrap();
+        place.assert_no_leftovers(&store);
+    }
+}
+
+#[test]
+fn ids_and_names_are_unique_and_names_move() {
+    if !isolated() {
+        return;
+    }
+    let place = Place::new("vfs");
+    let store = place.open();
+    let make = |id: &str, names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        store.create_layer(&CreateLayer { id: Some(id.to_owned()), names, ..CreateLayer::default() })
+    };
+    make("aaa", &["one"]).unwrap();
+    make("aab", &["two"]).unwrap();
+    assert_eq!(make("aaa", &[]).unwrap_err().to_string(), "layer aaa: that ID is already in use");
+    assert_eq!(make("aac", &["two"]).unwrap_err().kind(), ErrorKind::NameInUse);
+    for bad in ["../x", "a/b", "layers.json", "x.tar-split.gz", "tmp"] {
+        assert_eq!(make(bad, &[]).unwrap_err().kind(), ErrorKind::InvalidArgument, "{bad}");
+    }
+    assert_eq!(store.layer("aa").unwrap_err().to_string(), "locating layer with ID \"aa\": layer not known");
+    assert_eq!(store.layer("two").unwrap().id, "aab");
+    let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(store.add_names("aaa", &names(&["new", "two"])).unwrap(), ["new", "two", "one"]);
+    assert_eq!(store.names("aab").unwrap(), [] as [&str; 0]);
+    assert_eq!(store.remove_names("aaa", &names(&["two"])).unwrap(), ["new", "one"]);
+    assert_eq!(store.set_names("aab", &names(&["x", "x"])).unwrap(), ["x"]);
+    store.set_metadata("x", "{}").unwrap();
+    assert_eq!(place.open().metadata("aab").unwrap(), "{}");
+    assert_eq!(store.names("nobody").unwrap_err().kind(), ErrorKind::NotKnown);
+    store.set_layer_big_data("x", "Some Key", b"data").unwrap();
+    assert_eq!(place.open().layer_big_data("aab", "Some Key").unwrap(), b"data");
+    assert_eq!(place.names_in("root/vfs-layers/aab"), ["=U29tZSBLZXk="]);
+    store.delete("x").unwrap();
+    store.delete("aaa").unwrap();
+    place.assert_no_leftovers(&store);
+}
+
+#[test]
+fn unknown_fields_survive_changes_beside_them_and_to_them() {
+    if !isolated() {
+        return;
+    }
+    let place = Place::new("vfs");
+    let store = place.open();
+    store.create_layer(&CreateLayer { id: Some("aaa".to_owned()), ..CreateLayer::default() }).unwrap();
+    let path = place.root().join("vfs-layers/layers.json");
+    let text = place.json("layers").replace("\"id\":", "\"zz-new\":{\"b\": 1.0,\"a\":[]},\"id\":");
+    std::fs::write(&path, &text).unwrap();
+    store.create_layer(&CreateLayer { id: Some("bbb".to_owned()), ..CreateLayer::default() }).unwrap();
+    assert!(place.json("layers").starts_with(text.trim_end_matches(']')), "untouched records keep their bytes");
+    store.add_names("aaa", &["n".to_owned()]).unwrap();
+    assert!(place.json("layers").contains("\"zz-new\":{\"b\": 1.0,\"a\":[]}"));
+    assert!(place.json("layers").starts_with("[{\"id\":\"aaa\",\"names\":[\"n\"],"));
+}
+
+#[test]
+fn damaged_and_hostile_records_are_refused_without_harm() {
+    if !isolated() {
+        return;
+    }
+    let place = Place::new("vfs");
+    let store = place.open();
+    let path = place.root().join("vfs-images/images.json");
+    std::fs::write(&path, "[{\"id\":").unwrap();
+    assert_eq!(store.images().unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "[{\"id\":");
+    let victim = place.dir.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    let hostile = "[{\"id\":\"../../victim\",\"big-data-names\":[\"k\"],\"created\":\"x\"}]";
+    std::fs::write(&path, hostile).unwrap();
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert!(store.image_big_data("../../victim", "k").is_err());
+    assert!(store.set_image_big_data("../../victim", "k", b"").is_err());
+    assert_eq!(store.delete_image("../../victim", true).unwrap(), [] as [&str; 0]);
+    assert!(victim.is_dir(), "nothing outside the store was touched");
+    let layers = place.root().join("vfs-layers/layers.json");
+    std::fs::write(layers, "[{\"id\":\"../../victim\",\"flags\":{\"incomplete\":true},\"created\":\"x\"}]").unwrap();
+    let store = Store::open(place.options(), &graph_drivers::registry().unwrap()).unwrap();
+    assert_eq!(store.warnings().len(), 1, "one bad record does not block the store");
+    assert!(store.layers().unwrap().is_empty());
+    assert!(victim.is_dir());
+}
