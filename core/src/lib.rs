@@ -8,6 +8,7 @@ pub mod error;
 pub mod fsutil;
 pub mod id;
 pub mod lockfile;
+
 pub mod options;
 pub mod refcount;
 pub mod registry;
