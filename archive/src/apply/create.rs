@@ -217,11 +217,7 @@ impl Engine<'_> {
     // ---- directories ----
 
     /// Makes the directory that nobody states.
-    pub(super) fn make_implied(&mut self, parent: &Rc<Dir>, name: &[u8], member: &[u8]) -> Result<Rc<Dir>> {
-        if name.len() > 255 {
-            // Out of a symbolic link's target.
-            return Err(self.input(member, Defect::InvalidName));
-        }
+    pub(super) fn make_implied(&mut self, parent: &Rc<Dir>, name: &[u8]) -> Result<Rc<Dir>> {
         let attributes = self.implied()?;
         parent.prepare(self.gid)?;
         let path = parent.child(name);

@@ -107,12 +107,7 @@ impl Dir {
         let stat = fs::fstat(&self.fd).map_err(|error| Error::io("stat directory", &*self.path, error))?;
         self.times.set(Some(Times::of(&stat)));
         self.gives_group.set(stat.st_gid != group);
-        let mut nothing = [0u8; 0];
-        let inherits = match fs::fgetxattr(&self.fd, c"system.posix_acl_default", &mut nothing) {
-            Ok(size) => size > 0,
-            Err(Errno::RANGE) => true,
-            Err(_) => false,
-        };
+        let inherits = fs::fgetxattr_query(&self.fd, c"system.posix_acl_default").is_ok_and(|size| size > 0);
         self.gives_mode.set(inherits || Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID));
         Ok(())
     }

@@ -228,7 +228,10 @@ impl<'o> Engine<'o> {
         self.last = None;
         match self.walk(path, Walk::Create, name)? {
             Some(Seen::Here(located)) => {
-                self.last = Some((path.to_vec(), located.clone()));
+                // A symbolic link of a lower layer may be hidden at any moment by what takes its name.
+                if !located.by_link {
+                    self.last = Some((path.to_vec(), located.clone()));
+                }
                 Ok(located)
             }
             // Directories are made where they are missing.
@@ -372,6 +375,8 @@ impl<'o> Engine<'o> {
         while let Some(component) = pending.pop() {
             let target = match component.as_slice() {
                 b"" | b"." => continue,
+                // Out of a symbolic link's target.
+                long if long.len() > 255 => return Err(self.input(name, Defect::InvalidName)),
                 b".." => {
                     // Back to the root, and down to the canonical parent.
                     let at = below.take().unwrap_or_else(|| here.path.to_vec());
@@ -380,7 +385,7 @@ impl<'o> Engine<'o> {
                     continue;
                 }
                 _ => match &mut below {
-                    None => match self.step(&here, &component, walk, name)? {
+                    None => match self.step(&here, &component, walk)? {
                         Step::Here(dir) => {
                             here = dir;
                             continue;
@@ -427,7 +432,7 @@ impl<'o> Engine<'o> {
         }))
     }
 
-    fn step(&mut self, here: &Rc<Dir>, component: &[u8], walk: Walk, name: &[u8]) -> Result<Step> {
+    fn step(&mut self, here: &Rc<Dir>, component: &[u8], walk: Walk) -> Result<Step> {
         let path = here.child(component);
         if let Some(dir) = self.dirs.get(&path) {
             return Ok(Step::Here(dir));
@@ -445,7 +450,7 @@ impl<'o> Engine<'o> {
                     (Some(found), Walk::Create) if found.is_dir() => {
                         self.copy_up_directory(here, component, &found).map(Step::Here)
                     }
-                    (_, Walk::Create) => self.make_implied(here, component, name).map(Step::Here),
+                    (_, Walk::Create) => self.make_implied(here, component).map(Step::Here),
                 };
             }
             Opened::NotDirectory => {}
@@ -459,7 +464,7 @@ impl<'o> Engine<'o> {
         }
         match walk {
             Walk::Look => Ok(Step::None),
-            Walk::Create => self.make_implied(here, component, name).map(Step::Here),
+            Walk::Create => self.make_implied(here, component).map(Step::Here),
         }
     }
 }

@@ -8,6 +8,7 @@ use graph_sys::io::Errno;
 
 use super::dirs::{Dir, Times};
 use super::engine::{Engine, Located, Overlay, Seen, Walk};
+use super::names::split;
 use super::options::WhiteoutForm;
 use super::remove::{Sweep, open_beneath, remove};
 use crate::error::{Error, Result};
@@ -27,8 +28,8 @@ impl Engine<'_> {
                 }
                 self.made(&path, name)?
             }
-            // There is nothing to remove.
-            None if !self.lowers_unknown() => return Ok(()),
+            // There is nothing to remove, or it is removed already.
+            None if !self.lowers_unknown() || self.is_below_whiteout(parent) => return Ok(()),
             None => self.made(parent, name)?,
         };
         let path = dir.child(removed);
@@ -56,6 +57,17 @@ impl Engine<'_> {
             self.write_whiteout(&dir, removed, &path)?;
         }
         Ok(())
+    }
+
+    /// Whether a whiteout of this layer hides `path`. For unknown lower layers, where nothing else is foreign.
+    fn is_below_whiteout(&self, mut path: &[u8]) -> bool {
+        while !path.is_empty() {
+            if self.foreign.contains(path) {
+                return true;
+            }
+            path = split(path).0;
+        }
+        false
     }
 
     /// Reduces a directory to what this layer has made. Whether it is still there.

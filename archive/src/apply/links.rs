@@ -117,7 +117,11 @@ impl Engine<'_> {
         };
         if from.path == dir.path && last == name {
             // A link to itself: there already, or never.
-            return Ok(if self.stat(dir, name)?.is_some() { Linked::Done } else { Linked::TargetMissing });
+            return match self.stat(dir, name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                None => Ok(Linked::TargetMissing),
+                Some(FileType::Directory) => Err(self.input(member, Defect::LinkToDirectory)),
+                Some(_) => Ok(Linked::Done),
+            };
         }
         let path = dir.child(name);
         match fs::linkat(&*from, last, &**dir, name, AtFlags::empty()) {

@@ -201,9 +201,8 @@ pub(super) fn is_whiteout(
             let file =
                 fs::openat(directory, name, flags, Mode::empty()).map_err(|error| Error::io("open", name, error))?;
             let attribute = [namespace.prefix(), b"whiteout"].concat();
-            let mut value = [0u8; 0];
-            match fs::getxattr(super::attributes::by_descriptor(&file), attribute, &mut value) {
-                Ok(_) | Err(Errno::RANGE) => Ok(true),
+            match fs::getxattr_query(super::attributes::by_descriptor(&file), attribute) {
+                Ok(_) => Ok(true),
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
                 Err(error) => Err(Error::io("read whiteout mark of", name, error)),
             }
