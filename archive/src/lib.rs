@@ -12,6 +12,8 @@ pub mod entry;
 pub mod error;
 pub mod idmap;
 pub mod limits;
+mod overlay;
+pub mod pack;
 pub mod pipeline;
 pub mod split;
 pub mod tar;

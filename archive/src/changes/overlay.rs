@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use graph_sys::fs::{self, FileType, Mode, OFlags};
 use graph_sys::getdents::{DirBuffer, OwnedEntry, read_sorted};
 use graph_sys::io::Errno;
-use graph_sys::special::WHITEOUT_DEVICE;
 use graph_sys::statx::Metadata;
-use graph_sys::xattr;
 
 use super::compare::list_parents;
 use super::status::{Collector, Object, differ, status};
@@ -16,7 +14,8 @@ use super::{ChangeKind, ChangeSet, content};
 use crate::apply::XattrNamespace;
 use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
-use crate::walk::{Descent, join};
+use crate::overlay::{Marks, Opacity};
+use crate::walk::Descent;
 
 /// Directories of lower layers that are held open; those further up are closed first.
 const OPEN_LOWERS: usize = 192;
@@ -48,7 +47,7 @@ pub struct OverlayTree<'a> {
 pub fn overlay_upper(tree: OverlayTree<'_>) -> Result<ChangeSet> {
     let upper = Descent::new(tree.upper)?;
     let mut lowers = Vec::new();
-    let mut marks = Marks { namespace: tree.namespace };
+    let marks = Marks { namespace: tree.namespace };
     for index in 0..tree.lowers.len() {
         let xattr_whiteouts = match tree.lowers.get(index) {
             Some(lower) => marks.opacity(lower, b".", b"")? == Opacity::XattrWhiteouts,
@@ -67,54 +66,6 @@ pub fn overlay_upper(tree: OverlayTree<'_>) -> Result<ChangeSet> {
         }
     }
     Ok(walk.found.finish())
-}
-
-/// What a directory's `opaque` attribute says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opacity {
-    Merged,
-    Opaque,
-    /// Merged, and whiteouts may have the form of files with an attribute.
-    XattrWhiteouts,
-}
-
-/// Reads the overlay's own attributes.
-#[derive(Clone, Copy, Debug)]
-struct Marks {
-    namespace: XattrNamespace,
-}
-
-impl Marks {
-    fn get(&mut self, directory: impl AsFd, name: &[u8], parent: &[u8], mark: &[u8]) -> Result<Option<Vec<u8>>> {
-        let attribute = [self.namespace.prefix(), mark].concat();
-        xattr::get_at(directory, name, &attribute)
-            .map_err(|error| Error::io("read attributes of", join(parent, name), error))
-    }
-
-    fn opacity(&mut self, directory: impl AsFd, name: &[u8], parent: &[u8]) -> Result<Opacity> {
-        Ok(match self.get(directory, name, parent, b"opaque")?.as_deref() {
-            Some(b"y") => Opacity::Opaque,
-            Some(b"x") => Opacity::XattrWhiteouts,
-            _ => Opacity::Merged,
-        })
-    }
-
-    fn is_whiteout(
-        &mut self,
-        directory: impl AsFd,
-        name: &[u8],
-        parent: &[u8],
-        status: &Metadata,
-        by_xattr: bool,
-    ) -> Result<bool> {
-        Ok(match status.file_type {
-            FileType::CharacterDevice => status.node_device == WHITEOUT_DEVICE,
-            FileType::RegularFile if by_xattr && status.size == 0 => {
-                self.get(directory, name, parent, b"whiteout")?.is_some()
-            }
-            _ => false,
-        })
-    }
 }
 
 /// A lower layer's directory at the current path.
@@ -246,7 +197,7 @@ impl Walk<'_> {
     /// What was seen under that name before the upper layer.
     fn below(&self, name: &[u8]) -> Result<Below> {
         let Some(frame) = self.frames.last() else { return Ok(Below::Nothing) };
-        let (parent, mut marks) = (self.upper.path(), self.marks);
+        let (parent, marks) = (self.upper.path(), self.marks);
         let mut merged: Option<(Vec<(usize, bool)>, Metadata)> = None;
         for (number, lower) in frame.lowers.iter().enumerate() {
             let directory = self.lower(lower)?;
@@ -349,7 +300,7 @@ impl Walk<'_> {
             return Ok(false);
         }
         // A copy without the content: that is the lower file's still.
-        let mut marks = self.marks;
+        let marks = self.marks;
         if marks.get(directory, name, parent, b"metacopy")?.is_some() {
             return Ok(false);
         }

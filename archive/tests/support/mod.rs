@@ -161,3 +161,51 @@ pub fn try_fifo(path: &Path) {
     use graph_sys::fs::{CWD, FileType, Mode, mknodat};
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).ok();
 }
+
+/// A store of the packaged containers-storage in a directory.
+pub struct PeerStore {
+    pub root: std::path::PathBuf,
+    driver: &'static str,
+}
+
+impl PeerStore {
+    /// A new store; `None` where the program is missing or this is not root.
+    pub fn new(at: &Path, driver: &'static str) -> Option<Self> {
+        if !graph_sys::process::geteuid().is_root() {
+            eprintln!("skipped: containers-storage needs root here");
+            return None;
+        }
+        have("containers-storage").then(|| Self { root: at.join(driver), driver })
+    }
+
+    /// What a command prints.
+    pub fn run(&self, args: &[&str]) -> Vec<u8> {
+        let output = Command::new("containers-storage")
+            .arg("--graph")
+            .arg(self.root.join("graph"))
+            .arg("--run")
+            .arg(self.root.join("run"))
+            .args(["--storage-driver", self.driver])
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// A new layer's id.
+    pub fn create_layer(&self, parent: Option<&str>) -> String {
+        let mut args = vec!["create-layer"];
+        args.extend(parent);
+        let printed = String::from_utf8(self.run(&args)).unwrap();
+        printed.lines().next().unwrap().trim().to_owned()
+    }
+
+    /// A layer's directory.
+    pub fn layer(&self, id: &str) -> std::path::PathBuf {
+        match self.driver {
+            "vfs" => self.root.join("graph/vfs/dir").join(id),
+            driver => self.root.join("graph").join(driver).join(id).join("diff"),
+        }
+    }
+}

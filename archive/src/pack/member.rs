@@ -1,0 +1,318 @@
+//! Members made of what is on disk.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use graph_sys::fs::{self, FileType, Mode, OFlags};
+use graph_sys::io::Errno;
+use graph_sys::reflink::next_data;
+use graph_sys::statx::{self, Metadata as Status};
+use graph_sys::xattr;
+
+use super::{Notices, PackOptions, PackReport, WhiteoutSource, lower};
+use crate::apply::XattrNamespace;
+use crate::entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
+use crate::error::{Error, Result};
+use crate::idmap::IdPair;
+use crate::overlay::{Marks, Opacity};
+use crate::tar::{Encoder, align_runs};
+use crate::whiteout::{self, Whiteout};
+
+/// Writes members.
+pub(super) struct Members<'a, W: Write> {
+    encoder: Encoder<BufWriter<W>>,
+    pub(super) options: &'a PackOptions<'a>,
+    /// The member name of the first name of each inode that has several.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+    notices: Notices,
+    report: PackReport,
+}
+
+impl<'a, W: Write> Members<'a, W> {
+    pub(super) fn new(out: BufWriter<W>, options: &'a PackOptions<'a>) -> Self {
+        Self {
+            encoder: Encoder::with_options(out, options.encode),
+            options,
+            links: HashMap::new(),
+            buffer: vec![0; 128 << 10],
+            notices: Notices::new(),
+            report: PackReport::default(),
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Result<PackReport> {
+        self.encoder.finish()?;
+        self.report.notices = self.notices.into_iter().collect();
+        Ok(self.report)
+    }
+
+    /// How to read the overlay's own attributes, if the tree is an overlay's.
+    pub(super) fn marks(&self) -> Option<Marks> {
+        match self.options.whiteouts {
+            WhiteoutSource::Overlay { namespace, .. } => Some(Marks { namespace }),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_directory(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<bool> {
+        Ok(status(directory, name, path)?.is_some_and(|status| status.file_type == FileType::Directory))
+    }
+
+    /// A member for the root.
+    pub(super) fn root(&mut self, root: BorrowedFd<'_>) -> Result<()> {
+        let Some(status) = status(root, b"", b".")? else { return Ok(()) };
+        let metadata = self.metadata(root, b".", b".", &status)?;
+        self.write(b"./".to_vec(), EntryKind::Directory, Vec::new(), metadata)
+    }
+
+    /// A member that says that `path`, whose last component is `name`, is gone from the lower layers.
+    pub(super) fn whiteout(&mut self, path: &[u8], name: &[u8]) -> Result<()> {
+        let metadata = Metadata { mtime: self.options.deletion_time, ..Metadata::default() };
+        self.write(self.whiteout_name(path, name), EntryKind::File, Vec::new(), metadata)
+    }
+
+    fn whiteout_name(&self, path: &[u8], name: &[u8]) -> Vec<u8> {
+        let parent = path.get(..path.len().saturating_sub(name.len())).unwrap_or_default();
+        self.member_name(&[parent, whiteout::PREFIX, name].concat())
+    }
+
+    fn member_name(&self, path: &[u8]) -> Vec<u8> {
+        if self.options.root { [b"./", path].concat() } else { path.to_vec() }
+    }
+
+    /// The member or members of one object, the last component `name` of `path`; whether it is a directory.
+    pub(super) fn object(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        path: &[u8],
+        name: &[u8],
+        xattr_whiteouts: bool,
+    ) -> Result<bool> {
+        let Some(status) = status(directory, name, path)? else { return Ok(false) };
+        // Before anything is asked of its owner, which means nothing.
+        if let Some(marks) = self.marks()
+            && marks.is_whiteout(directory, name, path, &status, xattr_whiteouts)?
+        {
+            let owner = IdPair { uid: status.uid, gid: status.gid };
+            let owner = self.options.mappings.to_container(owner, path).unwrap_or(IdPair { uid: 0, gid: 0 });
+            let mtime = self.time(&status);
+            let metadata = Metadata { uid: owner.uid, gid: owner.gid, mtime, ..Metadata::default() };
+            self.write(self.whiteout_name(path, name), EntryKind::File, Vec::new(), metadata)?;
+            return Ok(false);
+        }
+        if matches!(self.options.whiteouts, WhiteoutSource::Aufs) {
+            match Whiteout::parse(name) {
+                Ok(None) => {}
+                Ok(Some(Whiteout::AufsMetadata)) => return Ok(false),
+                Ok(Some(Whiteout::Remove(_) | Whiteout::Opaque)) => {
+                    let metadata = Metadata { mtime: self.time(&status), ..Metadata::default() };
+                    self.write(self.member_name(path), EntryKind::File, Vec::new(), metadata)?;
+                    return Ok(false);
+                }
+                Err(defect) => return Err(Error::input(path, 0, defect)),
+            }
+        }
+        let kind = match status.file_type {
+            FileType::Directory => EntryKind::Directory,
+            FileType::RegularFile => EntryKind::File,
+            FileType::Symlink => EntryKind::Symlink,
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                let (major, minor) = (fs::major(status.node_device), fs::minor(status.node_device));
+                if status.file_type == FileType::CharacterDevice {
+                    EntryKind::CharDevice { major, minor }
+                } else {
+                    EntryKind::BlockDevice { major, minor }
+                }
+            }
+            _ => {
+                self.notices.insert("sockets were left out, since archives cannot hold them".to_owned());
+                return Ok(false);
+            }
+        };
+        let metadata = self.metadata(directory, name, path, &status)?;
+        let mut member = self.member_name(path);
+        if kind == EntryKind::Directory {
+            member.push(b'/');
+            let opaque = self.opaque_member(directory, path, name, &metadata)?;
+            self.write(member, kind, Vec::new(), metadata)?;
+            if let Some((member, metadata)) = opaque {
+                self.write(member, EntryKind::File, Vec::new(), metadata)?;
+            }
+            return Ok(true);
+        }
+        if status.links > 1 {
+            let key = (status.device, status.inode);
+            if let Some(first) = self.links.get(&key) {
+                let first = first.clone();
+                self.write(member, EntryKind::HardLink, first, metadata)?;
+                return Ok(false);
+            }
+            self.links.insert(key, member.clone());
+        }
+        match kind {
+            EntryKind::File => self.file(directory, path, name, member, metadata)?,
+            EntryKind::Symlink => {
+                let target = fs::readlinkat(directory, name, Vec::new());
+                let target = target.map_err(|error| Error::io("read link", path, error))?;
+                self.write(member, kind, target.into_bytes(), metadata)?;
+            }
+            _ => self.write(member, kind, Vec::new(), metadata)?,
+        }
+        Ok(false)
+    }
+
+    /// The member that makes a directory opaque, if it is and hides something.
+    fn opaque_member(
+        &self,
+        directory: BorrowedFd<'_>,
+        path: &[u8],
+        name: &[u8],
+        metadata: &Metadata,
+    ) -> Result<Option<(Vec<u8>, Metadata)>> {
+        let (Some(marks), WhiteoutSource::Overlay { lowers, .. }) = (self.marks(), &self.options.whiteouts) else {
+            return Ok(None);
+        };
+        if lowers.is_empty()
+            || marks.opacity(directory, name, path)? != Opacity::Opaque
+            || !lower::has(lowers, marks, path)?
+        {
+            return Ok(None);
+        }
+        let member = self.member_name(&[path, b"/", whiteout::OPAQUE].concat());
+        let metadata =
+            Metadata { mode: metadata.mode & 0o777, uid: metadata.uid, gid: metadata.gid, ..Metadata::default() };
+        Ok(Some((member, metadata)))
+    }
+
+    fn time(&self, status: &Status) -> Timestamp {
+        let time = Timestamp { seconds: status.mtime.seconds, nanoseconds: status.mtime.nanoseconds };
+        self.options.latest.map_or(time, |latest| time.min(latest))
+    }
+
+    fn metadata(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8], status: &Status) -> Result<Metadata> {
+        let owner = self.options.mappings.to_container(IdPair { uid: status.uid, gid: status.gid }, path)?;
+        Ok(Metadata {
+            mode: status.mode,
+            uid: owner.uid,
+            gid: owner.gid,
+            mtime: self.time(status),
+            xattrs: self.xattrs(directory, name, path)?,
+            ..Metadata::default()
+        })
+    }
+
+    /// The attributes that layers hold, sorted, under the names that users see.
+    fn xattrs(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let failed = |error| Error::io("read attributes of", path, error);
+        let user_overlay =
+            matches!(self.options.whiteouts, WhiteoutSource::Overlay { namespace: XattrNamespace::User, .. });
+        let mut all = Vec::new();
+        for stored in xattr::list_at(directory, name).map_err(failed)?.iter() {
+            let seen = match stored.strip_prefix(b"user.overlay.") {
+                Some(own) => match own.strip_prefix(b"overlay.") {
+                    // Escaped by the overlay: a user's attribute.
+                    Some(rest) if user_overlay => [b"user.overlay.", rest].concat(),
+                    _ => continue,
+                },
+                None if stored.starts_with(b"user.") || matches!(stored, b"security.capability" | b"security.ima") => {
+                    stored.to_vec()
+                }
+                None => continue,
+            };
+            let Some(value) = xattr::get_at(directory, name, stored).map_err(failed)? else { continue };
+            let value = if seen == b"security.capability" { self.capability(value, path)? } else { value };
+            all.push((seen, value));
+        }
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    /// A version 3 capability ends in the id of the root that it is valid for (include/uapi/linux/capability.h): it is
+    /// an owner like others.
+    fn capability(&self, mut value: Vec<u8>, path: &[u8]) -> Result<Vec<u8>> {
+        if !self.options.mappings.is_identity()
+            && value.len() == 24
+            && value.get(3) == Some(&3)
+            && let Some(field) = value.get_mut(20..24)
+            && let Ok(bytes) = <[u8; 4]>::try_from(&*field)
+        {
+            let root = IdPair { uid: u32::from_le_bytes(bytes), gid: 0 };
+            // Only the user counts; the group is one that every mapping has or is wrong about anyway.
+            let uids = crate::IdMappings { uids: self.options.mappings.uids.clone(), gids: Vec::new() };
+            field.copy_from_slice(&uids.to_container(root, path)?.uid.to_le_bytes());
+        }
+        Ok(value)
+    }
+
+    fn write(&mut self, path: Vec<u8>, kind: EntryKind, link_target: Vec<u8>, metadata: Metadata) -> Result<()> {
+        let entry = Entry { path, kind, link_target, size: 0, sparse: None, metadata, offset: 0 };
+        self.report.entries = self.report.entries.saturating_add(1);
+        self.encoder.write_entry(&entry)
+    }
+
+    fn file(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        path: &[u8],
+        name: &[u8],
+        member: Vec<u8>,
+        metadata: Metadata,
+    ) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let failed = |operation| move |error: Errno| Error::io(operation, path, error);
+        let file: OwnedFd = match fs::openat(directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(failed("open")(error)),
+        };
+        let size = fs::fstat(&file).map_err(failed("stat"))?.st_size;
+        let size = u64::try_from(size).unwrap_or(0);
+        let mut sparse = None;
+        if self.options.encode.sparse && size > 0 {
+            let runs = align_runs(&data_runs(&file, size).map_err(failed("read"))?, size);
+            let whole = [SparseRun { offset: 0, length: size }];
+            sparse = (runs != whole).then_some(runs);
+        }
+        let entry =
+            Entry { path: member, kind: EntryKind::File, link_target: Vec::new(), size, sparse, metadata, offset: 0 };
+        self.encoder.write_entry(&entry)?;
+        self.report.entries = self.report.entries.saturating_add(1);
+        self.report.content_bytes = self.report.content_bytes.saturating_add(size);
+        let whole = [SparseRun { offset: 0, length: size }];
+        let file = File::from(file);
+        for run in entry.sparse.as_deref().unwrap_or(&whole) {
+            let (mut offset, end) = (run.offset, run.offset.saturating_add(run.length));
+            while offset < end {
+                let length = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(self.buffer.len());
+                let Some(buffer) = self.buffer.get_mut(..length) else { break };
+                file.read_exact_at(buffer, offset).map_err(|error| Error::io("read", path, error))?;
+                self.encoder.append_at(offset, buffer)?;
+                offset = offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+            }
+        }
+        self.encoder.append_at(size, b"")
+    }
+}
+
+fn status(directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Option<Status>> {
+    match statx::metadata(directory, name) {
+        Ok(status) => Ok(Some(status)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(Error::io("stat", path, error)),
+    }
+}
+
+fn data_runs(file: &impl AsFd, size: u64) -> Result<Vec<SparseRun>, Errno> {
+    let mut runs = Vec::new();
+    let mut position = 0;
+    while let Some((start, end)) = next_data(file, position, size)? {
+        runs.push(SparseRun { offset: start, length: end.saturating_sub(start) });
+        position = end;
+    }
+    Ok(runs)
+}
