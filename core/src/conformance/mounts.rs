@@ -22,6 +22,8 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "concurrent_gets", topic: TOPIC, needs: nothing, run: concurrent_gets },
     Case { name: "put_after_cleanup", topic: TOPIC, needs: nothing, run: put_after_cleanup },
     Case { name: "volatile", topic: TOPIC, needs: volatile, run: volatile_mount },
+    Case { name: "remove_while_mounted", topic: TOPIC, needs: nothing, run: remove_while_mounted },
+    Case { name: "mappings_that_cannot_be_shown", topic: TOPIC, needs: nothing, run: mappings_that_cannot_be_shown },
     Case { name: "shifted_mount", topic: TOPIC, needs: shifts_ids, run: shifted_mount },
 ];
 
@@ -233,6 +235,39 @@ fn put_after_cleanup(f: &Fixture) -> Checked {
     Ok(())
 }
 
+/// A driver that sees that a layer is mounted refuses to remove it; one that has no mounts takes the directory away.
+fn remove_while_mounted(f: &Fixture) -> Checked {
+    let base = f.layer("base", None, |tree| tree.file("file", "content"))?;
+    let id = f.layer("layer", Some(&base), |_| Ok(()))?;
+    let (mounted, tree) = f.mount(&id)?;
+    if f.driver().remove(&id).is_err() {
+        ensure!(f.driver().exists(&id)?, "the removal was refused, but the layer is gone");
+        ensure!(tree.has("file"), "the removal was refused, but the mount is gone");
+        tree.file("more", "content")?;
+    }
+    mounted.put()?;
+    f.driver().remove(&id)?;
+    ensure!(!f.driver().exists(&id)?, "the layer stays after its last put");
+    ensure_eq!(f.snapshot(&base)?.names(), ["file"], "the parent");
+    Ok(())
+}
+
+/// Mappings are never silently ignored.
+fn mappings_that_cannot_be_shown(f: &Fixture) -> Checked {
+    let base = f.layer("base", None, |tree| tree.file("file", "content"))?;
+    let id = f.layer("layer", Some(&base), |_| Ok(()))?;
+    let mappings = super::diffs::shift_by(1000);
+    let options = GetOptions { mappings: mappings.clone(), ..GetOptions::default() };
+    if f.driver().supports_shifting(&mappings) {
+        return Ok(f.driver().get(&id, &options)?.put()?);
+    }
+    ensure_kind!(f.driver().get(&id, &options), ErrorKind::Unsupported, "mappings that cannot be shown");
+    let unshifted = GetOptions { disable_shifting: true, ..options };
+    let mounted = f.driver().get(&id, &unshifted)?;
+    ensure!(Tree::new(mounted.path()).has("file"), "the layer is not there with shifting switched off");
+    Ok(mounted.put()?)
+}
+
 fn volatile_mount(f: &Fixture) -> Checked {
     let base = f.layer("base", None, |tree| tree.file("file", "content"))?;
     let id = f.layer("layer", Some(&base), |_| Ok(()))?;
@@ -257,8 +292,10 @@ fn shifted_mount(f: &Fixture) -> Checked {
     let id = f.layer("layer", Some(&base), |_| Ok(()))?;
     let before = f.snapshot(&id)?;
     let options = GetOptions { mappings: super::diffs::shift_by(1000), ..GetOptions::default() };
-    for id in [&base, &id] {
-        let mounted = f.driver().get(id, &options)?;
+    // For writing, what is in the layer itself may stay as it is on disk; what is below may not.
+    let read_only = GetOptions { options: vec!["ro".into()], ..options.clone() };
+    for (id, options) in [(&base, &read_only), (&id, &read_only), (&id, &options)] {
+        let mounted = f.driver().get(id, options)?;
         let found = Tree::new(mounted.path()).snapshot()?;
         let file = &found.nodes[&b"file"[..]];
         ensure_eq!((file.uid, file.gid), (1001, 1002), "owner of a shifted file in {id}");
@@ -268,7 +305,10 @@ fn shifted_mount(f: &Fixture) -> Checked {
     }
     let unshifted = GetOptions { disable_shifting: true, ..options };
     let mounted = f.driver().get(&id, &unshifted)?;
-    Tree::new(mounted.path()).snapshot()?.ensure_equals(&before, "with shifting switched off")?;
+    let mut found = Tree::new(mounted.path()).snapshot()?;
     mounted.put()?;
-    f.snapshot(&id)?.ensure_equals(&before, "the layer on disk")
+    // A layer that was mounted for writing may have been given to the container's root for good.
+    let root = before.nodes[&b""[..]].clone();
+    found.nodes.insert(Vec::new(), root);
+    found.ensure_equals(&before, "the layer with shifting switched off")
 }

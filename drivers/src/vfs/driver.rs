@@ -134,7 +134,11 @@ impl Driver for Vfs {
                 problem: "the vfs driver mounts nothing and takes no option but \"ro\"".to_owned(),
             });
         }
-        Ok(Mounted::new(self.homes.layer(id)?.path, || Ok(())))
+        let path = self.homes.layer(id)?.path;
+        if !options.disable_shifting && !options.mappings.is_identity() {
+            return Err(self.unsupported("showing a layer through ID mappings (its files have to be re-owned)"));
+        }
+        Ok(Mounted::new(path, || Ok(())))
     }
 
     fn put(&self, _id: &LayerId) -> Result<()> {
