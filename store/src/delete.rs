@@ -159,8 +159,16 @@ impl Store {
         let mut layers = self.layers.records.write()?;
         let mut images = self.images.records.write()?;
         let Some(found) = images.table().find(image).cloned() else {
-            let found = self.image(image)?;
-            self.writable(&found, || format!("image {}", found.id))?;
+            for store in &self.additional {
+                if let Some(part) = &store.images
+                    && let Some(image) = part.records.read()?.find(image)
+                {
+                    return Err(Error::ReadOnlyStore {
+                        what: format!("image {}", image.id),
+                        store: store.root.clone(),
+                    });
+                }
+            }
             return Err(Error::ImageNotKnown { reference: image.to_owned() });
         };
         let containers = self.containers.records.read()?;
