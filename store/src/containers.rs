@@ -62,6 +62,7 @@ impl Store {
         let file = if volatile { VOLATILE } else { STABLE };
         let layer_options = self.container_layer(options, image.as_ref(), top, volatile)?;
         let plan = self.plan_layer(&layer_options)?;
+        let copy = self.stage_copy(&plan, &layer_options)?;
 
         let mut layers = self.layers.records.write()?;
         let mut containers = self.containers.records.write()?;
@@ -74,7 +75,7 @@ impl Store {
             }
         }
         let mappings = options.mappings.clone().unwrap_or_else(|| plan.mappings.clone());
-        let layer = self.make_layer(&mut layers, &plan, &layer_options)?;
+        let layer = self.make_layer(&mut layers, &plan, &layer_options, copy)?;
         let mut container = Container {
             id: id.to_string(),
             names: unique(&options.names),

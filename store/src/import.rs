@@ -246,7 +246,7 @@ impl Store {
     }
 
     /// Whether records of that file, and what they are about, must survive a power cut.
-    fn is_durable(&self, file: FileIndex) -> bool {
+    pub(crate) fn is_durable(&self, file: FileIndex) -> bool {
         file == STABLE && self.options.durability == Durability::Full
     }
 
@@ -282,7 +282,7 @@ impl Store {
     }
 
     /// Removes what lies in the way of a new layer though no record knows it: left by a killed process.
-    fn remove_orphan(&self, id: &LayerId) -> Result<()> {
+    pub(crate) fn remove_orphan(&self, id: &LayerId) -> Result<()> {
         self.layers.dir.remove(&tar_split_name(id.as_str()))?;
         let elsewhere = self.additional.iter().any(|store| {
             store

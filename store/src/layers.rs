@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use graph_archive::idmap::IdMappings;
-use graph_core::driver::CreateOptions;
+use graph_core::driver::{CreateOptions, StagedLayer};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
 use crate::bigdata::{self, Owner};
@@ -104,8 +104,9 @@ impl Store {
     /// parent, the driver's; nothing is left behind.
     pub fn create_layer(&self, options: &CreateLayer) -> Result<Stored<Layer>> {
         let plan = self.plan_layer(options)?;
+        let copy = self.stage_copy(&plan, options)?;
         let mut layers = self.layers.records.write()?;
-        self.make_layer(&mut layers, &plan, options)
+        self.make_layer(&mut layers, &plan, options, copy)
     }
 
     /// A big data item of a layer.
@@ -180,15 +181,46 @@ impl Store {
         Ok(LayerPlan { id, parent, parent_id, parent_mappings, mappings, file })
     }
 
-    /// Makes a layer, all of it under the lock.
+    /// Where a new layer begins as a copy of its parent, makes that copy without a lock: it can take long.
+    pub(crate) fn stage_copy(
+        &self,
+        plan: &LayerPlan,
+        options: &CreateLayer,
+    ) -> Result<Option<Box<dyn StagedLayer + '_>>> {
+        let capabilities = self.driver.capabilities();
+        let copies = capabilities.staging && !capabilities.native_diff && plan.parent.is_some();
+        if !copies || plan.mappings != plan.parent_mappings || !options.storage_opt.is_empty() {
+            return Ok(None);
+        }
+        let create = CreateOptions {
+            mount_label: options.mount_label.clone(),
+            mappings: plan.mappings.clone(),
+            ..CreateOptions::default()
+        };
+        let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
+        if !options.read_write && self.is_durable(plan.file) {
+            staged.flush()?;
+        }
+        Ok(Some(staged))
+    }
+
+    /// Makes a layer under the lock, of a copy that was made before or all at once.
     pub(crate) fn make_layer(
         &self,
         layers: &mut Writing<'_, Layer>,
         plan: &LayerPlan,
         options: &CreateLayer,
+        copy: Option<Box<dyn StagedLayer + '_>>,
     ) -> Result<Stored<Layer>> {
         self.begin_layer(layers, plan, options, |_| ())?;
-        let (layer, ()) = self.settle_layer(layers, plan, || self.create_in_driver(plan, options), |_, ()| ())?;
+        let make = || match copy {
+            Some(copy) => {
+                self.remove_orphan(&plan.id)?;
+                Ok(copy.publish(&plan.id)?)
+            }
+            None => self.create_in_driver(plan, options),
+        };
+        let (layer, ()) = self.settle_layer(layers, plan, make, |_, ()| ())?;
         Ok(layer)
     }
 
