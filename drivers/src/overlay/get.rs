@@ -7,7 +7,7 @@ use graph_sys::mount::DetachedMount;
 use super::driver::Overlay;
 use super::layout::Layer;
 use super::mount::{Method, Stack, merged_path, mount_point, own_words, unmount};
-use super::parents::{ensure_links, parents};
+use super::parents::{MAX_LOWERS, ensure_links, parents};
 use super::words::{Words, split};
 use super::{DRIVER, idmap, volatile};
 
@@ -20,7 +20,7 @@ impl Overlay {
             let words = self.words(&layer, options)?;
             let chain = self.ready(&layer)?;
             let target = mount_point(&layer, &path)?;
-            let read_only = words.read_only();
+            let read_only = words.read_only() && !upper_though_read_only(&layer, &chain);
             let shifted = !options.disable_shifting && !options.mappings.is_identity();
             if shifted && !self.supports_shifting(&options.mappings) {
                 return Err(Error::Unsupported {
@@ -103,4 +103,10 @@ impl Overlay {
             Method::Classic => stack.detached_classic(&words),
         }
     }
+}
+
+/// With as many layers below as the kernel stacks there is no room for the layer's own directory among the lower ones. It
+/// is the upper one then, of a mount that takes no writes.
+fn upper_though_read_only(layer: &Layer<'_>, chain: &[LayerId]) -> bool {
+    chain.len() == MAX_LOWERS && layer.home.writable()
 }

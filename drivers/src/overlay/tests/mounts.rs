@@ -101,9 +101,21 @@ fn root_500_layers_below_one_are_mounted_and_501_are_not() {
         assert_eq!(names(mounted.path()).len(), 502);
         mounted.put().unwrap();
     }
-    // The layer's own directory counts too where all are lower ones.
-    let error = driver.get(&top, &read_only()).unwrap_err();
-    assert!(matches!(error, Error::TooDeep { limit: 500, .. }), "{error}");
+    // The layer's own directory has no room among the lower ones any more.
+    for method in METHODS {
+        driver.method = method;
+        let mounted = driver.get(&top, &read_only()).unwrap();
+        assert_eq!(std::fs::read(mounted.path().join("last")).unwrap(), b"500");
+        assert!(std::fs::write(mounted.path().join("last"), b"x").is_err());
+        mounted.put().unwrap();
+    }
+    // A record of a peer that allows more.
+    let lower_layers = place.home().join(top.as_str()).join("lower-layers");
+    let records = format!("{0}:{1}", place.text(&format!("{top}/lower-layers")), id(&"0".repeat(64)));
+    std::fs::write(&lower_layers, records).unwrap();
+    std::fs::remove_file(place.home().join(top.as_str()).join("lower")).unwrap();
+    let error = driver.get(&top, &GetOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::TooDeep { limit: 500, depth: 501, .. }), "{error}");
     assert!(error.to_string().contains("max depth exceeded"), "{error}");
     assert!(!mounts_below(place.dir.path()));
 }
