@@ -12,10 +12,10 @@
 //! `examples/engine.rs` is an engine in under 250 lines, `examples/custom_driver.rs` a driver of somebody else's.
 
 pub use graph_archive as archive;
-pub use graph_core::{config, driver, id, registry, select};
+pub use graph_core::{config, driver, error, id, naive, options, refcount, registry, select, subid, tempdir};
 pub use graph_drivers as drivers;
 pub use graph_oci as oci;
 pub use graph_store as store;
 
-pub use graph_core::Driver;
+pub use graph_core::{Driver, DriverExt, Error, Result};
 pub use graph_store::{Store, StoreOptions};

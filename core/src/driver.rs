@@ -330,8 +330,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
         options: &mut ApplyDiffOptions<'_>,
     ) -> Result<ApplyReport>;
 
-    /// Apparent bytes of the regular files that [`Driver::changes`] lists as added or modified; an inode with several
-    /// names counts once.
+    /// Apparent bytes of everything but directories that [`Driver::changes`] lists as added or modified; an inode with
+    /// several names counts once, a symbolic link with the length of its target. As containers/storage counts
+    /// (`ChangesSize`).
     ///
     /// # Errors
     /// Those of [`Driver::changes`].

@@ -9,6 +9,7 @@ pub mod fsutil;
 pub mod id;
 pub mod lockfile;
 
+pub mod naive;
 pub mod options;
 pub mod refcount;
 pub mod registry;
