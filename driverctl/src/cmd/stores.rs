@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use graph_store::Store;
+use graph_sys::probe::{KernelFeatures, Support};
 
 use super::Outcome;
 use crate::output;
@@ -9,6 +10,27 @@ use crate::settings::Opened;
 
 pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
     let mut pairs = opened.store.status()?;
+    let selection = opened.store.selection();
+    let mut add = |key: &str, value: String| pairs.push((key.to_owned(), value));
+    add("Backing Filesystem Of Graph Root", selection.backing_file_system.clone());
+    add("Chosen Because", selection.why.to_owned());
+    for candidate in &selection.report {
+        add("Candidate", candidate.to_string());
+    }
+    let can = opened.store.driver().capabilities();
+    add("Shifts Ids At Mount Time", can.shifts_ids.to_string());
+    add("Reads Changes From The Layer", can.native_diff.to_string());
+    add("Extracts Without A Lock", can.staging.to_string());
+    add("Copies Share Extents", can.reflink.to_string());
+    add("Quotas", can.quotas.to_string());
+    add("Layers Below A Layer At Most", can.max_depth.map_or_else(|| "no limit".to_owned(), |depth| depth.to_string()));
+    for feature in KernelFeatures::probe().rows() {
+        let state = match feature.support {
+            Support::Works => "works".to_owned(),
+            _ => format!("missing; instead: {}", feature.fallback),
+        };
+        add(&format!("Kernel: {}", feature.name), state);
+    }
     let files: Vec<String> = opened.files.iter().map(|file| file.display().to_string()).collect();
     if !files.is_empty() {
         pairs.push(("Configuration Files".to_owned(), files.join(", ")));
