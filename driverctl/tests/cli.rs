@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{DRIVERCTL, TestStore, both, in_own_mount_namespace, is_root, run};
+use support::{DRIVERCTL, TestStore, both, in_own_mount_namespace, in_own_user_namespace, is_root, run};
 
 const HEX: &str = "0123456789abcdef";
 
@@ -16,9 +16,10 @@ fn is_id(text: &str) -> bool {
     text.len() == 64 && text.chars().all(|c| HEX.contains(c))
 }
 
-/// vfs as anybody, and overlay as root.
+/// On both drivers, as root or, by the test's name, as root of a user namespace.
 fn on_each_driver(test: &str, check: impl Fn(&TestStore)) {
-    if !in_own_mount_namespace(test) {
+    let inside = if test.starts_with("userns_") { in_own_user_namespace(test) } else { in_own_mount_namespace(test) };
+    if !inside {
         return;
     }
     for driver in ["vfs", "overlay"] {
@@ -94,51 +95,65 @@ fn ids_that_would_be_paths_are_refused() {
 
 #[test]
 fn root_layers_are_made_listed_and_deleted() {
-    on_each_driver("root_layers_are_made_listed_and_deleted", |store| {
-        assert_eq!(store.ok(&["layers"]), "");
-        assert_eq!(store.ok(&["layers", "-j"]), "null\n");
-        let base = store.ok(&["create-layer", ""]).trim().to_owned();
-        assert!(is_id(&base), "{base}");
-        let child = store.ok(&["create-layer", "--id", "child", "-n", "kid", &base]);
-        assert_eq!(child, "child\n\tkid\n");
-        assert_eq!(store.ok(&["layers"]), format!("{base}\nchild\n\tname: kid\n"));
-        assert_eq!(store.ok(&["layers", "--tree"]), format!("(base)\n└─{base}\n  └─child\n      name: kid\n"));
-        assert!(store.ok(&["layer", "kid"]).contains(&format!("Parent: {base}\n")));
-        let json = store.ok(&["layers", "--json"]);
-        assert!(json.starts_with(&format!("[{{\"id\":\"{base}\",\"created\":\"")), "{json}");
-        assert!(store.fails(&["create-layer", "--id", "child"]).contains("that ID is already in use"));
-        assert!(store.fails(&["create-layer", "-n", "kid"]).contains("that name is already in use"));
-        assert!(store.fails(&["create-layer", "nosuch"]).contains("layer not known"));
-        let said = store.fails(&["delete-layer", &base]);
-        assert!(said.contains("used by layer child: layer has children"), "{said}");
-        assert!(store.fails(&["delete-layer", "nosuch"]).contains("identifier is not a layer"));
-        assert_eq!(store.ok(&["delete-layer", "-j", "kid"]), "{\"kid\":\"\"}\n");
-        assert_eq!(store.ok(&["delete-layer", &base[..10]]), "");
-        assert_eq!(store.ok(&["layers"]), "");
-    });
+    on_each_driver("root_layers_are_made_listed_and_deleted", layers_are_made_listed_and_deleted);
+}
+
+#[test]
+fn userns_layers_are_made_listed_and_deleted() {
+    on_each_driver("userns_layers_are_made_listed_and_deleted", layers_are_made_listed_and_deleted);
+}
+
+fn layers_are_made_listed_and_deleted(store: &TestStore) {
+    assert_eq!(store.ok(&["layers"]), "");
+    assert_eq!(store.ok(&["layers", "-j"]), "null\n");
+    let base = store.ok(&["create-layer", ""]).trim().to_owned();
+    assert!(is_id(&base), "{base}");
+    let child = store.ok(&["create-layer", "--id", "child", "-n", "kid", &base]);
+    assert_eq!(child, "child\n\tkid\n");
+    assert_eq!(store.ok(&["layers"]), format!("{base}\nchild\n\tname: kid\n"));
+    assert_eq!(store.ok(&["layers", "--tree"]), format!("(base)\n└─{base}\n  └─child\n      name: kid\n"));
+    assert!(store.ok(&["layer", "kid"]).contains(&format!("Parent: {base}\n")));
+    let json = store.ok(&["layers", "--json"]);
+    assert!(json.starts_with(&format!("[{{\"id\":\"{base}\",\"created\":\"")), "{json}");
+    assert!(store.fails(&["create-layer", "--id", "child"]).contains("that ID is already in use"));
+    assert!(store.fails(&["create-layer", "-n", "kid"]).contains("that name is already in use"));
+    assert!(store.fails(&["create-layer", "nosuch"]).contains("layer not known"));
+    let said = store.fails(&["delete-layer", &base]);
+    assert!(said.contains("used by layer child: layer has children"), "{said}");
+    assert!(store.fails(&["delete-layer", "nosuch"]).contains("identifier is not a layer"));
+    assert_eq!(store.ok(&["delete-layer", "-j", "kid"]), "{\"kid\":\"\"}\n");
+    assert_eq!(store.ok(&["delete-layer", &base[..10]]), "");
+    assert_eq!(store.ok(&["layers"]), "");
 }
 
 #[test]
 fn root_mounts_are_counted_across_processes() {
-    on_each_driver("root_mounts_are_counted_across_processes", |store| {
-        let base = store.ok(&["create-layer"]).trim().to_owned();
-        let layer = store.ok(&["create-layer", "-n", "top", &base]).trim().lines().next().unwrap().to_owned();
-        assert_eq!(store.ok(&["mounted", &layer]), "");
-        let path = store.ok(&["mount", &layer]);
-        assert_eq!(store.ok(&["mount", "top"]), path);
-        fs::write(Path::new(path.trim()).join("hello"), "hello").unwrap();
-        assert_eq!(store.ok(&["mounted", &layer]), format!("{layer} mounted\n"));
-        assert_eq!(store.ok(&["unmount", &layer]), "");
-        assert_eq!(store.ok(&["mounted", &layer]), format!("{layer} mounted\n"));
-        assert_eq!(store.ok(&["unmount", "top"]), "top mountpoint unmounted\n");
-        assert_eq!(store.ok(&["mounted", &layer]), "");
-        store.ok(&["mount", &layer]);
-        store.ok(&["mount", &layer]);
-        assert_eq!(store.ok(&["unmount", "--force", &layer]), format!("{layer} mountpoint unmounted\n"));
-        assert_eq!(store.ok(&["changes", &layer]), "Add \"/hello\"\n");
-        assert!(store.fails(&["mount", "nosuch"]).contains("layer not known while mounting nosuch"));
-        store.ok(&["delete-layer", &layer]);
-    });
+    on_each_driver("root_mounts_are_counted_across_processes", mounts_are_counted_across_processes);
+}
+
+#[test]
+fn userns_mounts_are_counted_across_processes() {
+    on_each_driver("userns_mounts_are_counted_across_processes", mounts_are_counted_across_processes);
+}
+
+fn mounts_are_counted_across_processes(store: &TestStore) {
+    let base = store.ok(&["create-layer"]).trim().to_owned();
+    let layer = store.ok(&["create-layer", "-n", "top", &base]).trim().lines().next().unwrap().to_owned();
+    assert_eq!(store.ok(&["mounted", &layer]), "");
+    let path = store.ok(&["mount", &layer]);
+    assert_eq!(store.ok(&["mount", "top"]), path);
+    fs::write(Path::new(path.trim()).join("hello"), "hello").unwrap();
+    assert_eq!(store.ok(&["mounted", &layer]), format!("{layer} mounted\n"));
+    assert_eq!(store.ok(&["unmount", &layer]), "");
+    assert_eq!(store.ok(&["mounted", &layer]), format!("{layer} mounted\n"));
+    assert_eq!(store.ok(&["unmount", "top"]), "top mountpoint unmounted\n");
+    assert_eq!(store.ok(&["mounted", &layer]), "");
+    store.ok(&["mount", &layer]);
+    store.ok(&["mount", &layer]);
+    assert_eq!(store.ok(&["unmount", "--force", &layer]), format!("{layer} mountpoint unmounted\n"));
+    assert_eq!(store.ok(&["changes", &layer]), "Add \"/hello\"\n");
+    assert!(store.fails(&["mount", "nosuch"]).contains("layer not known while mounting nosuch"));
+    store.ok(&["delete-layer", &layer]);
 }
 
 /// Three layers with files, directories, deletions and re-made names, as the peers' own tests make them.
@@ -181,63 +196,72 @@ fn sorted_members(tar: &Path) -> String {
 
 #[test]
 fn root_changes_and_diffs_survive_a_round_trip() {
-    on_each_driver("root_changes_and_diffs_survive_a_round_trip", |store| {
-        let layers = populate(store);
-        let mut tars = Vec::new();
-        for (number, layer) in layers.iter().enumerate() {
-            let changes = store.ok(&["changes", layer]);
-            assert_eq!(changes, CHANGES[number], "{} layer {number}", store.driver);
-            let tar = store.path(&format!("{number}.tar"));
-            store.ok(&["diff", "-u", "-f", &tar.display().to_string(), layer]);
-            assert_eq!(sorted_members(&tar), MEMBERS[number], "{} layer {number}", store.driver);
-            let size: u64 = store.ok(&["diffsize", layer]).trim().parse().unwrap();
-            assert!(size > 0);
-            tars.push(tar);
-        }
-        for layer in layers.iter().rev() {
-            store.ok(&["delete-layer", layer]);
-        }
-        let mut parent = String::new();
-        for (number, tar) in tars.iter().enumerate() {
-            let layer = store.ok(&["create-layer", &parent]).trim().to_owned();
-            assert_eq!(store.ok(&["apply-diff", "--file", &tar.display().to_string(), &layer]), "");
-            let changes = store.ok(&["changes", &layer]);
-            assert_eq!(changes, CHANGES[number], "{} layer {number}, applied", store.driver);
-            let again = store.path("again.tar");
-            store.ok(&["diff", "--file", &again.display().to_string(), &layer]);
-            assert_eq!(
-                fs::read(&again).unwrap(),
-                fs::read(tar).unwrap(),
-                "{} layer {number}: other bytes",
-                store.driver
-            );
-            parent = layer;
-        }
-    });
+    on_each_driver("root_changes_and_diffs_survive_a_round_trip", changes_and_diffs_survive_a_round_trip);
+}
+
+#[test]
+fn userns_changes_and_diffs_survive_a_round_trip() {
+    on_each_driver("userns_changes_and_diffs_survive_a_round_trip", changes_and_diffs_survive_a_round_trip);
+}
+
+fn changes_and_diffs_survive_a_round_trip(store: &TestStore) {
+    let layers = populate(store);
+    let mut tars = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let changes = store.ok(&["changes", layer]);
+        assert_eq!(changes, CHANGES[number], "{} layer {number}", store.driver);
+        let tar = store.path(&format!("{number}.tar"));
+        store.ok(&["diff", "-u", "-f", &tar.display().to_string(), layer]);
+        assert_eq!(sorted_members(&tar), MEMBERS[number], "{} layer {number}", store.driver);
+        let size: u64 = store.ok(&["diffsize", layer]).trim().parse().unwrap();
+        assert!(size > 0);
+        tars.push(tar);
+    }
+    for layer in layers.iter().rev() {
+        store.ok(&["delete-layer", layer]);
+    }
+    let mut parent = String::new();
+    for (number, tar) in tars.iter().enumerate() {
+        let layer = store.ok(&["create-layer", &parent]).trim().to_owned();
+        assert_eq!(store.ok(&["apply-diff", "--file", &tar.display().to_string(), &layer]), "");
+        let changes = store.ok(&["changes", &layer]);
+        assert_eq!(changes, CHANGES[number], "{} layer {number}, applied", store.driver);
+        let again = store.path("again.tar");
+        store.ok(&["diff", "--file", &again.display().to_string(), &layer]);
+        assert_eq!(fs::read(&again).unwrap(), fs::read(tar).unwrap(), "{} layer {number}: other bytes", store.driver);
+        parent = layer;
+    }
 }
 
 #[test]
 fn root_junk_is_refused_and_leaves_nothing() {
-    on_each_driver("root_junk_is_refused_and_leaves_nothing", |store| {
-        let base = store.ok(&["create-layer"]).trim().to_owned();
-        let junk = store.path("junk");
-        for (size, text) in [(50, "unexpected EOF"), (4096, "invalid tar header")] {
-            fs::write(&junk, "junk".repeat(size / 4)).unwrap();
-            for tool in ["cat", "gzip -c", "bzip2 -c", "xz -c", "zstd -qc"] {
-                let blob = store.path("blob");
-                run(Command::new("sh").args(["-c", &format!("{tool} <\"$0\" >\"$1\"")]).arg(&junk).arg(&blob));
-                let said = store.fails(&["applydiff", "-f", &blob.display().to_string(), &base]);
-                assert!(said.contains(text), "{tool}: {said}");
-                let said = store.fails(&["import-layer", "-f", &blob.display().to_string()]);
-                assert!(said.contains(text), "{tool}: {said}");
-            }
+    on_each_driver("root_junk_is_refused_and_leaves_nothing", junk_is_refused_and_leaves_nothing);
+}
+
+#[test]
+fn userns_junk_is_refused_and_leaves_nothing() {
+    on_each_driver("userns_junk_is_refused_and_leaves_nothing", junk_is_refused_and_leaves_nothing);
+}
+
+fn junk_is_refused_and_leaves_nothing(store: &TestStore) {
+    let base = store.ok(&["create-layer"]).trim().to_owned();
+    let junk = store.path("junk");
+    for (size, text) in [(50, "unexpected EOF"), (4096, "invalid tar header")] {
+        fs::write(&junk, "junk".repeat(size / 4)).unwrap();
+        for tool in ["cat", "gzip -c", "bzip2 -c", "xz -c", "zstd -qc"] {
+            let blob = store.path("blob");
+            run(Command::new("sh").args(["-c", &format!("{tool} <\"$0\" >\"$1\"")]).arg(&junk).arg(&blob));
+            let said = store.fails(&["applydiff", "-f", &blob.display().to_string(), &base]);
+            assert!(said.contains(text), "{tool}: {said}");
+            let said = store.fails(&["import-layer", "-f", &blob.display().to_string()]);
+            assert!(said.contains(text), "{tool}: {said}");
         }
-        assert_eq!(store.ok(&["layers"]), format!("{base}\n"));
-        fs::write(&junk, vec![0_u8; 1024]).unwrap();
-        store.ok(&["applydiff", "-f", &junk.display().to_string(), &base]);
-        fs::write(&junk, b"").unwrap();
-        store.ok(&["applydiff", "-f", &junk.display().to_string(), &base]);
-    });
+    }
+    assert_eq!(store.ok(&["layers"]), format!("{base}\n"));
+    fs::write(&junk, vec![0_u8; 1024]).unwrap();
+    store.ok(&["applydiff", "-f", &junk.display().to_string(), &base]);
+    fs::write(&junk, b"").unwrap();
+    store.ok(&["applydiff", "-f", &junk.display().to_string(), &base]);
 }
 
 #[test]
@@ -256,33 +280,40 @@ fn root_status_says_which_driver_and_why() {
 
 #[test]
 fn root_containers_and_images() {
-    on_each_driver("root_containers_and_images", |store| {
-        assert_eq!(store.ok(&["images", "--json"]), "null\n");
-        assert_eq!(store.ok(&["containers", "--json"]), "[]\n");
-        let layer = store.ok(&["create-layer"]).trim().to_owned();
-        let image = store.ok(&["create-image", "-n", "localhost/x:1", &layer]).lines().next().unwrap().to_owned();
-        assert!(store.fails(&["create-container", "nosuch"]).contains("image not known"));
-        let container = store.ok(&["create-container", "-n", "box", "-m", "{\"a\":1}", "localhost/x:1"]);
-        let container = container.lines().next().unwrap().to_owned();
-        assert!(store.ok(&["container", "box"]).contains("Size: 0\n"));
-        assert!(store.fails(&["delete-layer", &layer]).contains("layer is in use by an image"));
-        assert!(store.fails(&["delete-image", &image]).contains("image is in use by a container"));
-        let record: serde_json::Value = serde_json::from_str(&store.ok(&["containers", "-j"])).unwrap();
-        let own = record[0]["layer"].as_str().unwrap();
-        assert!(
-            store
-                .fails(&["delete-layer", own])
-                .contains(&format!("used by container {container}: layer is in use by a container"))
-        );
-        let path = store.ok(&["mount", "box"]);
-        fs::write(Path::new(path.trim()).join("new"), "new").unwrap();
-        store.ok(&["unmount", "box"]);
-        assert_eq!(store.ok(&["changes", own]), "Add \"/new\"\n");
-        store.ok(&["delete-container", "box"]);
-        assert_eq!(store.ok(&["containers"]), "");
-        let out = store.command(&["delete-image", "localhost/x:1"]).output().unwrap();
-        assert!(out.status.success());
-        assert_eq!(both(&out), format!("localhost/x:1: {layer}\n"));
-        assert_eq!(store.ok(&["layers"]), "");
-    });
+    on_each_driver("root_containers_and_images", containers_and_images);
+}
+
+#[test]
+fn userns_containers_and_images() {
+    on_each_driver("userns_containers_and_images", containers_and_images);
+}
+
+fn containers_and_images(store: &TestStore) {
+    assert_eq!(store.ok(&["images", "--json"]), "null\n");
+    assert_eq!(store.ok(&["containers", "--json"]), "[]\n");
+    let layer = store.ok(&["create-layer"]).trim().to_owned();
+    let image = store.ok(&["create-image", "-n", "localhost/x:1", &layer]).lines().next().unwrap().to_owned();
+    assert!(store.fails(&["create-container", "nosuch"]).contains("image not known"));
+    let container = store.ok(&["create-container", "-n", "box", "-m", "{\"a\":1}", "localhost/x:1"]);
+    let container = container.lines().next().unwrap().to_owned();
+    assert!(store.ok(&["container", "box"]).contains("Size: 0\n"));
+    assert!(store.fails(&["delete-layer", &layer]).contains("layer is in use by an image"));
+    assert!(store.fails(&["delete-image", &image]).contains("image is in use by a container"));
+    let record: serde_json::Value = serde_json::from_str(&store.ok(&["containers", "-j"])).unwrap();
+    let own = record[0]["layer"].as_str().unwrap();
+    assert!(
+        store
+            .fails(&["delete-layer", own])
+            .contains(&format!("used by container {container}: layer is in use by a container"))
+    );
+    let path = store.ok(&["mount", "box"]);
+    fs::write(Path::new(path.trim()).join("new"), "new").unwrap();
+    store.ok(&["unmount", "box"]);
+    assert_eq!(store.ok(&["changes", own]), "Add \"/new\"\n");
+    store.ok(&["delete-container", "box"]);
+    assert_eq!(store.ok(&["containers"]), "");
+    let out = store.command(&["delete-image", "localhost/x:1"]).output().unwrap();
+    assert!(out.status.success());
+    assert_eq!(both(&out), format!("localhost/x:1: {layer}\n"));
+    assert_eq!(store.ok(&["layers"]), "");
 }

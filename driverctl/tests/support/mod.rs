@@ -103,9 +103,19 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+const INSIDE: &str = "DRIVERCTL_TEST_INSIDE";
+
+fn again(mut command: Command, test: &str) {
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    let out = command.env(INSIDE, "1").output().unwrap();
+    for line in String::from_utf8_lossy(&out.stderr).lines().filter(|line| line.starts_with("skipped: ")) {
+        eprintln!("{line}");
+    }
+    assert!(out.status.success(), "{}", both(&out));
+}
+
 /// Moves the test into a mount namespace of its own by running itself again; true in the process that does the work.
 pub fn in_own_mount_namespace(test: &str) -> bool {
-    const INSIDE: &str = "DRIVERCTL_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -113,14 +123,31 @@ pub fn in_own_mount_namespace(test: &str) -> bool {
         eprintln!("skipped: {test}: needs root");
         return false;
     }
-    let out = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", both(&out));
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]);
+    again(command, test);
+    false
+}
+
+/// Runs its arguments as root of a new user namespace of 65,536 ids, in a mount namespace that belongs to it. Somebody has to
+/// hold the namespace until it is entered, and mapped ids have to be entered, as an exec without them loses all rights.
+const USER_NAMESPACE: &str = "unshare --user sleep 1000 & pid=$!; trap 'kill $pid' EXIT; \
+    while [ \"$(readlink /proc/self/ns/user)\" = \"$(readlink /proc/$pid/ns/user)\" ]; do sleep 0.01; done; \
+    echo 0 100000 65536 >/proc/$pid/uid_map && echo 0 100000 65536 >/proc/$pid/gid_map && \
+    nsenter --target $pid --user --setuid 0 --setgid 0 unshare --mount --propagation private \"$@\"";
+
+/// Moves the test into user and mount namespaces of its own, where it is root of 65,536 ids and nothing else.
+pub fn in_own_user_namespace(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if !is_root() {
+        eprintln!("skipped: {test}: needs root to map ids");
+        return false;
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", USER_NAMESPACE, "sh"]);
+    again(command, test);
     false
 }
 
