@@ -174,7 +174,7 @@ impl Driver for Hardcopy {
         if let Some(option) = options.options.iter().find(|option| *option != "ro") {
             return Err(Error::Config { place: format!("mount option {option}"), problem: "hardcopy has none".into() });
         }
-        if !options.mappings.is_identity() {
+        if !options.disable_shifting && !options.mappings.is_identity() {
             return self.unsupported("mounting through id mappings");
         }
         Ok(Mounted::new(self.existing(id)?, || Ok(())))

@@ -36,7 +36,7 @@ pub struct GetOptions {
     pub options: Vec<String>,
     /// The container's changes may be lost in a crash: no syncing at unmount.
     pub volatile: bool,
-    /// Show ids as they are on disk even if the driver could shift them.
+    /// Show ids as they are on disk, whatever `mappings` says and whether or not the driver could shift them.
     pub disable_shifting: bool,
 }
 
