@@ -1,4 +1,4 @@
-//! The driver itself, differences aside: those are [`graph_core::naive`]'s.
+//! The driver itself. Differences are found by comparing trees, see [`graph_core::naive`].
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use graph_core::driver::{
     GetOptions, Mounted, StagedLayer,
 };
 use graph_core::registry::DriverSetup;
-use graph_core::{Driver, Error, LayerId, Result, tempdir};
+use graph_core::{Driver, Error, LayerId, Result, naive, tempdir};
 
 use super::DRIVER;
 use super::layout::{Home, Homes};
@@ -25,7 +25,7 @@ use crate::support::context::ArchiveContext;
 use crate::support::owners::{Shift, shift_owners};
 use crate::support::usage::disk_usage;
 
-/// Layers as whole trees. The registry's driver is this with naive differences around it, see [`super::Factory`].
+/// Layers as whole trees.
 #[derive(Debug)]
 pub struct Vfs {
     pub(super) homes: Homes,
@@ -185,12 +185,12 @@ impl Driver for Vfs {
         self.homes.writable().map(Home::temp_dir_root).collect()
     }
 
-    fn diff(&self, _request: &DiffRequest<'_>, _out: &mut dyn Write) -> Result<DiffReport> {
-        Err(self.unsupported("diff without NaiveDiff"))
+    fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport> {
+        naive::diff(self, request, out)
     }
 
-    fn changes(&self, _request: &DiffRequest<'_>) -> Result<Vec<Change>> {
-        Err(self.unsupported("changes without NaiveDiff"))
+    fn changes(&self, request: &DiffRequest<'_>) -> Result<Vec<Change>> {
+        Ok(naive::changes(self, request)?.changes)
     }
 
     /// In place, nothing flushed: a process that is killed meanwhile, or an archive that turns out to be bad, leaves the layer with a part
@@ -208,8 +208,8 @@ impl Driver for Vfs {
         self.apply_to(&layer.directory, diff, options).of_layer(id)
     }
 
-    fn diff_size(&self, _request: &DiffRequest<'_>) -> Result<u64> {
-        Err(self.unsupported("diff_size without NaiveDiff"))
+    fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64> {
+        Ok(naive::changes(self, request)?.size)
     }
 
     fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> {
