@@ -4,10 +4,12 @@
 //! probe) and if the state to compare with is the layer's own parent. Otherwise both trees are mounted, read-only and
 //! attached nowhere: no mount point is needed, nobody else's mount is used, and nothing stays behind.
 
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use graph_archive::changes::{ChangeSet, OverlayTree, Tree, compare, overlay_upper};
-use graph_core::driver::DiffRequest;
+use graph_archive::pack::{PackOptions, WhiteoutSource, pack_changes, pack_tree};
+use graph_core::driver::{DiffReport, DiffRequest};
 use graph_core::{LayerId, Result};
 
 use super::driver::Overlay;
@@ -51,6 +53,35 @@ impl Overlay {
         Ok(Parts { upper: layer.open(DIFF)?, lowers, lowers_follow_upper })
     }
 
+    /// The archive of the changes.
+    pub(super) fn write_diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport> {
+        let mut out = Counted { out, bytes: 0 };
+        let options =
+            |whiteouts| PackOptions { mappings: request.mappings.clone(), whiteouts, ..PackOptions::default() };
+        let report = match self.sides(request)? {
+            Sides::Native(parts) => {
+                let lowers = parts.lowers.iter().map(AsFd::as_fd).collect();
+                let whiteouts = WhiteoutSource::Overlay { namespace: self.namespace, lowers };
+                pack_tree(parts.upper.as_fd(), &mut out, &options(whiteouts))
+            }
+            Sides::Naive { new, old } => self
+                .compare_trees(request, &new, old.as_ref())
+                .and_then(|set| pack_changes(new.as_fd(), &set.changes, &mut out, &options(WhiteoutSource::None))),
+        }
+        .of_layer(request.id)?;
+        Ok(DiffReport { bytes: out.bytes, notices: report.notices })
+    }
+
+    fn compare_trees(
+        &self,
+        request: &DiffRequest<'_>,
+        new: &OwnedFd,
+        old: Option<&OwnedFd>,
+    ) -> graph_archive::Result<ChangeSet> {
+        let old = old.map(|old| Tree { root: old.as_fd(), mappings: request.parent_mappings });
+        compare(old, Tree { root: new.as_fd(), mappings: request.mappings })
+    }
+
     /// The changes, and their size.
     pub(super) fn change_set(&self, request: &DiffRequest<'_>) -> Result<ChangeSet> {
         match self.sides(request)? {
@@ -58,12 +89,27 @@ impl Overlay {
                 let lowers: Vec<BorrowedFd<'_>> = parts.lowers.iter().map(AsFd::as_fd).collect();
                 overlay_upper(parts.tree(&lowers, request, self.namespace))
             }
-            Sides::Naive { new, old } => {
-                let old = old.as_ref().map(|old| Tree { root: old.as_fd(), mappings: request.parent_mappings });
-                compare(old, Tree { root: new.as_fd(), mappings: request.mappings })
-            }
+            Sides::Naive { new, old } => self.compare_trees(request, &new, old.as_ref()),
         }
         .of_layer(request.id)
+    }
+}
+
+/// Counts what is written.
+struct Counted<'w> {
+    out: &'w mut dyn Write,
+    bytes: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes = self.bytes.saturating_add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -175,10 +175,6 @@ impl Overlay {
             operation: format!("changing layer {id} in the additional image store {}", layer.home.path.display()),
         })
     }
-
-    fn unsupported<T>(&self, operation: &str) -> Result<T> {
-        Err(Error::Unsupported { driver: DRIVER.into(), operation: operation.into() })
-    }
 }
 
 /// All of a driver but its homes, which have to be cleaned up if this cannot be had.
@@ -324,8 +320,8 @@ impl Driver for Overlay {
         self.homes.writable().map(|home| home.path.join(Path::new(TEMP_DIRS))).collect()
     }
 
-    fn diff(&self, _request: &DiffRequest<'_>, _out: &mut dyn Write) -> Result<DiffReport> {
-        self.unsupported("diff")
+    fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport> {
+        self.write_diff(request, out)
     }
 
     fn changes(&self, request: &DiffRequest<'_>) -> Result<Vec<Change>> {
