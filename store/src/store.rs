@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use graph_core::driver::Driver;
 use graph_core::fsutil::{self, Durability};
-use graph_core::lockfile::{LockFile, Wait};
+use graph_core::lockfile::{Busy, LockFile, LockGuard, Wait};
 use graph_core::registry::{DriverSetup, Registry};
 use graph_core::select::{SelectRequest, Selection};
-use graph_core::{LayerId, driver};
+use graph_core::{ErrorKind as DriverErrorKind, LayerId, driver};
 use graph_sys::lock::LockKind;
 
 use crate::dirs::Dir;
@@ -124,18 +124,21 @@ impl Store {
         }
         let root = Dir::make(&options.root)?;
         let run_root = Dir::make(&options.run_root)?;
-        let storage_lock = LockFile::new(options.root.join("storage.lock"));
-        // Two processes that open a new store at the same time must not make the driver's home at the same time.
         let selection = {
-            let guard = storage_lock.lock(LockKind::Exclusive, Wait::Block)?;
+            let lock = LockFile::new(options.root.join("storage.lock"));
+            let guard = lock_for_opening(&lock, &root, &options)?;
             let selection = registry.select(&select_request(&options))?;
-            if guard.token()?.as_bytes().is_empty() {
+            if let Some(guard) = guard
+                && guard.token()?.as_bytes().is_empty()
+            {
                 guard.record_write()?;
             }
             selection
         };
         let driver = Arc::clone(&selection.driver);
-        drop(LockFile::new(options.root.join("userns.lock")).lock(LockKind::Shared, Wait::Block)?);
+        if root.open_file("userns.lock")?.is_none() {
+            drop(LockFile::new(options.root.join("userns.lock")).lock(LockKind::Shared, Wait::Block)?);
+        }
 
         let name = driver.name().to_owned();
         let part = |kind: &str| format!("{name}-{kind}");
@@ -261,6 +264,27 @@ impl Store {
             }
         }
     }
+}
+
+/// Takes storage.lock, so that two processes that open a new store at the same time do not make the driver's home at the
+/// same time. A store that is made already is opened without: peers hold this lock for as long as they write a diff.
+fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Result<Option<LockGuard>> {
+    match lock.lock(LockKind::Exclusive, Wait::Fail) {
+        Err(error) if error.kind() == DriverErrorKind::Locked => {}
+        other => return Ok(Some(other?)),
+    }
+    if root.read("storage.lock")?.is_some_and(|token| !token.is_empty()) {
+        return Ok(None);
+    }
+    let tell;
+    let wait = match &options.on_lock_wait {
+        Some(on_wait) => {
+            tell = |busy: &Busy| on_wait(busy);
+            Wait::Tell(&tell)
+        }
+        None => Wait::Block,
+    };
+    Ok(Some(lock.lock(LockKind::Exclusive, wait)?))
 }
 
 fn select_request(options: &StoreOptions) -> SelectRequest {
