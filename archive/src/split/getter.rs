@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use graph_sys::fs::{self, FileType, Mode, OFlags, ResolveFlags};
+use graph_sys::fs::{self, FileType, Mode, OFlags};
 use graph_sys::io::Errno;
+use graph_sys::resolve::RootDir;
 
 use super::FileGetter;
 use crate::error::{Error, Result};
@@ -16,16 +17,14 @@ use crate::error::{Error, Result};
 /// followed. Only regular files are opened: never a device, and never a pipe, which would wait for a writer.
 #[derive(Debug)]
 pub struct DirectoryGetter {
-    directories: Vec<OwnedFd>,
+    directories: Vec<RootDir>,
 }
 
 impl DirectoryGetter {
     /// Looks in `root` first, then in `lowers`, nearest first.
     #[must_use]
     pub fn new(root: OwnedFd, lowers: Vec<OwnedFd>) -> Self {
-        let mut directories = vec![root];
-        directories.extend(lowers);
-        Self { directories }
+        Self { directories: [root].into_iter().chain(lowers).map(RootDir::from_fd).collect() }
     }
 }
 
@@ -33,7 +32,7 @@ impl FileGetter for DirectoryGetter {
     fn get(&self, name: &[u8]) -> Result<File> {
         let failed = |error: io::Error| Error::io("open", name, error);
         for directory in &self.directories {
-            match look(directory, name) {
+            match directory.open_in_root(name, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(found) => {
                     let status = fs::fstat(&found).map_err(|error| failed(error.into()))?;
                     if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
@@ -46,17 +45,6 @@ impl FileGetter for DirectoryGetter {
             }
         }
         Err(failed(io::ErrorKind::NotFound.into()))
-    }
-}
-
-fn look(directory: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    loop {
-        match fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
-            // Something in the file system was renamed meanwhile.
-            Err(Errno::AGAIN) => {}
-            other => return other,
-        }
     }
 }
 

@@ -209,3 +209,18 @@ impl PeerStore {
         }
     }
 }
+
+/// Shows an archive to an observer, read by our own decoder, everything taken as being on disk.
+pub fn observe_decoded(tar: &[u8], observer: &mut dyn ApplyObserver) {
+    let mut decoder = graph_archive::tar::Decoder::new(tar, graph_archive::limits::Limits::default());
+    while let Some(entry) = decoder.next_entry(&mut |bytes| observer.raw(bytes)).unwrap() {
+        observer.begin(&entry, ContentPlace::OnDisk).unwrap();
+        let plain = entry.kind == EntryKind::File && entry.sparse.is_none();
+        while let Some(data) = decoder.next_data(&mut |bytes| observer.raw(bytes)).unwrap() {
+            if plain {
+                observer.content(data.bytes).unwrap();
+            }
+        }
+    }
+    decoder.finish(&mut |bytes| observer.raw(bytes)).unwrap();
+}

@@ -163,15 +163,44 @@ fn check(name: &str, bytes: &[u8]) {
     while decoder.next_entry(&mut |_| Ok(())).unwrap_or_else(|error| panic!("{name}: {error}")).is_some() {}
 }
 
+/// Archives after an odd byte, records after an even one.
+fn tar_split() -> Vec<(String, Vec<u8>)> {
+    let archives = decoder().into_iter().map(|(name, bytes)| (name.to_owned(), [b"1", bytes.as_slice()].concat()));
+    let file = |path, size| entry(path, EntryKind::File, "", size);
+    let again = archive(&[
+        file("f", 3),
+        entry("d/", EntryKind::Directory, "", 0),
+        file("d/f", 600),
+        file("./f", 5),
+        entry("d/", EntryKind::Directory, "", 0),
+        entry("l", EntryKind::Symlink, "d", 0),
+        file("l/f", 7),
+        file("d", 4),
+        file("f", 0),
+        file(".wh.x", 9),
+    ]);
+    let records = concat!(
+        "0{\"type\":2,\"payload\":\"aGkK\",\"position\":0}\n",
+        "{\"type\":1,\"name\":\"f\",\"size\":3,\"payload\":\"YUmYEAAAAAA=\",\"position\":1}\n",
+        "{\"type\":1,\"name_raw\":\"//4=\",\"payload\":null,\"position\":2}\n",
+    );
+    archives
+        .chain([("again".to_owned(), [b"1", again.as_slice()].concat()), ("records".to_owned(), records.into())])
+        .collect()
+}
+
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, seeds) in [("decoder", decoder())] {
-        let directory = corpus.join(target);
-        fs::create_dir_all(&directory)?;
-        for (name, bytes) in seeds {
-            check(name, &bytes);
-            fs::write(directory.join(format!("seed-{name}")), bytes)?;
-        }
+    let directory = corpus.join("decoder");
+    fs::create_dir_all(&directory)?;
+    for (name, bytes) in decoder() {
+        check(name, &bytes);
+        fs::write(directory.join(format!("seed-{name}")), bytes)?;
+    }
+    let directory = corpus.join("tar_split");
+    fs::create_dir_all(&directory)?;
+    for (name, bytes) in tar_split() {
+        fs::write(directory.join(format!("seed-{name}")), bytes)?;
     }
     Ok(())
 }
