@@ -95,11 +95,11 @@ impl Demo {
         let out = command.output().with_context(|| line(&command))?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let rows: Vec<&str> = text.lines().collect();
-        for row in rows.iter().take(24) {
+        for row in rows.iter().take(40) {
             say(&format!("  {row}"));
         }
-        if rows.len() > 24 {
-            say(&format!("  ... {} more", rows.len() - 24));
+        if rows.len() > 40 {
+            say(&format!("  ... {} more", rows.len() - 40));
         }
         for row in String::from_utf8_lossy(&out.stderr).lines() {
             say(&format!("  {row}"));
@@ -127,7 +127,7 @@ impl Demo {
         let container = self.driverctl(&["containers", "--json"])?;
         let layer = field(&container, "layer")?;
         let changes = self.show(&["changes", &layer])?;
-        for expected in ["Add \"/srv/demo/file\"", "Add \"/srv/demo/hard\"", "Add \"/etc/hosts.demo\""] {
+        for expected in ["Add \"/srv/demo/file\"", "Add \"/srv/demo/hard\"", "Modify \"/etc/hosts.demo\""] {
             ensure!(changes.contains(expected), "changes does not list {expected}");
         }
         self.show(&["diffsize", &layer])?;
