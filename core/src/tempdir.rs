@@ -72,6 +72,25 @@ impl TempDirRoot {
         Ok(Self { dir: fsutil::open_directory(&path)?, path })
     }
 
+    /// As [`TempDirRoot::create`], for `name` in an open directory; `path` is what messages call it.
+    ///
+    /// What is staged can only be renamed within one mount. Somebody may mount a store's directory upon itself while
+    /// it is open (containers/storage does); by its descriptor everything stays on the mount it was opened on.
+    ///
+    /// # Errors
+    /// I/O errors with the path.
+    pub fn create_in(dir: impl AsFd, name: &str, path: impl Into<PathBuf>) -> Result<Self> {
+        let (dir, path) = (dir.as_fd(), path.into());
+        match fs::mkdirat(dir, name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(Error::io("make directory", path, None, error)),
+        }
+        match open_nofollow(dir, OsStr::new(name)) {
+            Ok(dir) => Ok(Self { dir, path }),
+            Err(error) => Err(Error::io("open directory", path, None, error)),
+        }
+    }
+
     /// Opens the root at `path`; `None` where there is none.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use graph_core::driver::{
 };
 use graph_core::refcount::RefCounter;
 use graph_core::registry::DriverSetup;
-use graph_core::tempdir::{self, TempDir, TempDirRoot};
+use graph_core::tempdir::{self, TempDir};
 use graph_core::{Driver, Error, LayerId, Result};
 
 use super::create::check_id;
@@ -253,7 +253,7 @@ impl Driver for Overlay {
             let Some(layer) = home.layer(id)? else { continue };
             // Files below a mount cannot be removed, and those in it must not be.
             not_mounted(&layer, &layer.path().join(MERGED))?;
-            let mut temp = TempDirRoot::create(home.path.join(TEMP_DIRS))?.make()?;
+            let mut temp = home.temp_dir()?;
             if let Small::Text(text) = layer.read_small(LINK)?
                 && let Some(link) = LinkId::parse(&text)
                 && home.read_link(&link)?.as_ref() == Some(id)

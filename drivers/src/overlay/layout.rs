@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use graph_archive::idmap::IdPair;
+use graph_core::tempdir::{TempDir, TempDirRoot};
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
 use graph_sys::io::Errno;
@@ -150,6 +151,11 @@ impl Home {
             fs::unlinkat(&self.dir, name, AtFlags::REMOVEDIR).ok();
         }
         fs::unlinkat(fs::CWD, &self.path, AtFlags::REMOVEDIR).ok();
+    }
+
+    /// A new temporary directory, on the same mount as everything that is reached from [`Home::dir`].
+    pub(super) fn temp_dir(&self) -> Result<TempDir> {
+        TempDirRoot::create_in(&self.dir, TEMP_DIRS, self.path.join(TEMP_DIRS))?.make()
     }
 
     /// Whether layers here may be written.

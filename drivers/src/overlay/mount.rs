@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use graph_archive::apply::XattrNamespace;
 use graph_core::refcount::MountCheck;
-use graph_core::tempdir::TempDirRoot;
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, AtFlags, Mode, OFlags};
 use graph_sys::io::Errno;
@@ -20,7 +19,7 @@ use graph_sys::mount::{AttachedMount, DetachedMount, FsContext, MountFlags, Unmo
 use graph_sys::{statfs, statx};
 
 use super::Homes;
-use super::layout::{Context, DIFF, EMPTY, Layer, MERGED, TEMP_DIRS, WORK, make_dir, make_dirs, open_dir, optional};
+use super::layout::{Context, DIFF, EMPTY, Layer, MERGED, WORK, make_dir, make_dirs, open_dir, optional};
 use super::parents::{MAX_LOWERS, missing_lower};
 use super::words::Words;
 
@@ -176,7 +175,7 @@ impl Stack<'_> {
     /// The same without the calls for it: mounted on a directory that nobody knows, copied, and unmounted.
     pub(super) fn detached_classic(&self, words: &Words) -> Result<DetachedMount> {
         let id = Some(&self.layer.id);
-        let mut temp = TempDirRoot::create(self.homes.own.path.join(TEMP_DIRS))?.make()?;
+        let mut temp = self.homes.own.temp_dir()?;
         let (addition, target) = temp.add_directory(0o700)?;
         let path = temp.addition_path(&addition);
         self.mount_classic(words, &target, &path)?;

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use graph_archive::apply::XattrNamespace;
 use graph_archive::idmap::{IdMappings, IdPair, IdRange};
-use graph_core::tempdir::TempDirRoot;
 use graph_core::{Error, Result};
 use graph_sys::fs::{self, AtFlags, FileType, Mode, OFlags};
 use graph_sys::io::Errno;
@@ -19,8 +18,7 @@ use graph_sys::special::is_whiteout;
 use graph_sys::{statfs, xattr};
 
 use super::layout::{
-    Context, Flush, Home, Small, TEMP_DIRS, each_entry, make_dir, make_dirs, open_dir, optional, read_small,
-    write_small,
+    Context, Flush, Home, Small, each_entry, make_dir, make_dirs, open_dir, optional, read_small, write_small,
 };
 use super::mount::{DATA_KEY, LOWER_KEY, Method, mount_by_numbers};
 use super::options::Options;
@@ -200,7 +198,7 @@ impl Prober<'_> {
                 }
             }
         }
-        let mut temp = TempDirRoot::create(self.home.path.join(TEMP_DIRS))?.make()?;
+        let mut temp = self.home.temp_dir()?;
         let (_addition, dir) = temp.add_directory(0o700)?;
         let answer = Answer::from_result(probe(dir));
         temp.finish()?;

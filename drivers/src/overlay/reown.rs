@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use graph_archive::apply::XattrNamespace;
 use graph_archive::copy::{CopyOptions, copy_tree};
 use graph_archive::idmap::IdMappings;
-use graph_core::tempdir::TempDirRoot;
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs::{self, RenameFlags};
 use graph_sys::io::Errno;
@@ -21,8 +20,7 @@ use graph_sys::xattr::{self, SetMode};
 
 use super::driver::Overlay;
 use super::layout::{
-    COVERS_ALL, DIFF, EMPTY, Flush, LINK, LOWER, LOWER_LAYERS, Layer, MERGED, Small, TEMP_DIRS, WORK, make_dir, own,
-    write_small,
+    COVERS_ALL, DIFF, EMPTY, Flush, LINK, LOWER, LOWER_LAYERS, Layer, MERGED, Small, WORK, make_dir, own, write_small,
 };
 use super::mount::not_mounted;
 use super::options::SyncMode;
@@ -45,7 +43,7 @@ impl Overlay {
         }
         let owner = to.root().of_layer(id)?;
         let home = layer.home;
-        let mut temp = TempDirRoot::create(home.path.join(TEMP_DIRS))?.make()?;
+        let mut temp = home.temp_dir()?;
         let (addition, dir) = temp.add_directory(0o700)?;
         let shown = temp.addition_path(&addition);
         own(&dir, owner).at("change the owner of", &shown, Some(id))?;
@@ -84,7 +82,8 @@ impl Overlay {
         if self.options.sync == SyncMode::Filesystem {
             fs::syncfs(&dir).at("flush the file system of", &shown, Some(id))?;
         }
-        match fs::renameat_with(fs::CWD, &shown, &home.dir, id.as_str(), RenameFlags::EXCHANGE) {
+        let addition_path = shown.strip_prefix(&home.path).unwrap_or(&shown);
+        match fs::renameat_with(&home.dir, addition_path, &home.dir, id.as_str(), RenameFlags::EXCHANGE) {
             Ok(()) => {}
             // A file system without that flag: there is a moment without the layer.
             Err(Errno::INVAL) => {

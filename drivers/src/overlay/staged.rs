@@ -8,13 +8,13 @@ use graph_archive::apply::{ApplyReport, OverlayOptions, Style, XattrNamespace};
 use graph_archive::idmap::IdMappings;
 use graph_archive::split::{DirectoryGetter, FileGetter};
 use graph_core::driver::{ApplyDiffOptions, StagedLayer};
-use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
+use graph_core::tempdir::{Addition, TempDir};
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs;
 
 use super::create::{Plan, check_id};
 use super::driver::Overlay;
-use super::layout::{Context, DIFF, Home, TEMP_DIRS, open_dir};
+use super::layout::{Context, DIFF, Home, open_dir};
 use super::options::SyncMode;
 
 /// A layer that has no id yet. Dropping it removes it.
@@ -43,7 +43,7 @@ impl<'d> NewLayer<'d> {
         let durable = durable && driver.options.sync == SyncMode::Filesystem;
         let plan = Plan::new(&driver.homes, parent, mappings, driver.options.force_mask, durable)?;
         let home = driver.homes.home_for(read_write);
-        let mut temp = TempDirRoot::create(home.path.join(TEMP_DIRS))?.make()?;
+        let mut temp = home.temp_dir()?;
         let working_name = LayerId::new(temp.path().file_name().unwrap_or_default().to_string_lossy())?;
         let (addition, dir) = temp.add_directory(0o700)?;
         let path = temp.addition_path(&addition);

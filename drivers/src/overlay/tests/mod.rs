@@ -3,5 +3,6 @@
 
 mod differences;
 mod mounts;
+mod peers;
 mod records;
 mod support;

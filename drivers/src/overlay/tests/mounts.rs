@@ -418,3 +418,39 @@ fn root_probes_answer_the_same_with_the_old_mount_call() {
     assert_eq!(works(&features), works(&driver.features), "{features:?}");
     assert!(!mounts_below(place.dir.path()));
 }
+
+#[test]
+fn root_a_peer_may_mount_the_home_upon_itself_at_any_time() {
+    if !may_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut setup = place.setup();
+    setup.disable_id_mapped_mounts = true;
+    let driver = Overlay::open(&setup, "overlay").unwrap();
+    place.fill(&driver);
+    let home = place.home();
+    let bytes = home.as_os_str().as_encoded_bytes();
+    let range = IdRange { container_id: 0, host_id: 100_000, size: 65_536 };
+    let work = |name: &str| {
+        driver.create_read_write(&id(name), Some(&id("middle")), &CreateOptions::default()).unwrap();
+        let mapped = IdMappings { uids: vec![range], gids: vec![range] };
+        driver.update_layer_id_map(&id(name), &IdMappings::default(), &mapped, "").unwrap();
+        let mounted = driver.get(&id(name), &GetOptions::default()).unwrap();
+        std::fs::write(mounted.path().join("file"), name).unwrap();
+        mounted.put().unwrap();
+        assert_eq!(std::fs::read(home.join(name).join("diff/file")).unwrap(), name.as_bytes());
+        driver.remove(&id(name)).unwrap();
+    };
+    work("before");
+    classic::bind(bytes, bytes, false).unwrap();
+    work("during");
+    let mounted = driver.get(&id("top"), &GetOptions::default()).unwrap();
+    assert_eq!(mounted.persist(), home.join("top/merged"));
+    driver.cleanup().unwrap();
+    assert!(mounts_below(&home), "clean-up leaves mounts that are not the driver's");
+    driver.put(&id("top")).unwrap();
+    classic::unmount(bytes, UnmountFlags::empty())
+        .unwrap_or_else(|_| classic::unmount(bytes, UnmountFlags::DETACH).unwrap());
+    work("after");
+}
