@@ -297,7 +297,7 @@ fn containers_and_images(store: &TestStore) {
     let container = store.ok(&["create-container", "-n", "box", "-m", "{\"a\":1}", "localhost/x:1"]);
     let container = container.lines().next().unwrap().to_owned();
     assert!(store.ok(&["container", "box"]).contains("Size: 0\n"));
-    assert!(store.fails(&["delete-layer", &layer]).contains("layer is in use by an image"));
+    assert!(store.fails(&["delete-layer", &layer]).contains("layer has children"));
     assert!(store.fails(&["delete-image", &image]).contains("image is in use by a container"));
     let record: serde_json::Value = serde_json::from_str(&store.ok(&["containers", "-j"])).unwrap();
     let own = record[0]["layer"].as_str().unwrap();
@@ -311,6 +311,7 @@ fn containers_and_images(store: &TestStore) {
     store.ok(&["unmount", "box"]);
     assert_eq!(store.ok(&["changes", own]), "Add \"/new\"\n");
     store.ok(&["delete-container", "box"]);
+    assert!(store.fails(&["delete-layer", &layer]).contains("layer is in use by an image"));
     assert_eq!(store.ok(&["containers"]), "");
     let out = store.command(&["delete-image", "localhost/x:1"]).output().unwrap();
     assert!(out.status.success());
