@@ -57,10 +57,10 @@ impl Answer {
         if self.reason.is_empty() { otherwise } else { &self.reason }
     }
 
-    fn from_result(result: std::result::Result<(), String>) -> Self {
+    fn from_result(result: Tried) -> Self {
         match result {
             Ok(()) => Self { works: true, reason: String::new() },
-            Err(reason) => Self { works: false, reason },
+            Err(refusal) => Self { works: false, reason: refusal.reason },
         }
     }
 }
@@ -85,10 +85,61 @@ struct Attempt {
     target: OwnedFd,
 }
 
-type Tried = std::result::Result<(), String>;
+type Tried = std::result::Result<(), Refusal>;
 
-fn told(what: &str) -> impl Fn(Errno) -> String + '_ {
-    move |error| format!("{what}: {}", std::io::Error::from(error))
+/// Why an attempt failed.
+#[derive(Debug)]
+struct Refusal {
+    reason: String,
+    errno: Option<Errno>,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, errno: None }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
+impl From<graph_sys::Error> for Refusal {
+    fn from(error: graph_sys::Error) -> Self {
+        let errno = error.errno();
+        Self { reason: format!("{error}: {}", std::io::Error::from(errno)), errno: Some(errno) }
+    }
+}
+
+impl Refusal {
+    fn from_io(what: &str, error: &std::io::Error) -> Self {
+        Self { reason: format!("{what}: {error}"), errno: Errno::from_io_error(error) }
+    }
+
+    /// Whether it says nothing of what the kernel can do: the disk is full, say. Such an answer is not kept.
+    fn passes(&self) -> bool {
+        matches!(
+            self.errno,
+            Some(
+                Errno::NOSPC
+                    | Errno::DQUOT
+                    | Errno::NOMEM
+                    | Errno::MFILE
+                    | Errno::NFILE
+                    | Errno::IO
+                    | Errno::INTR
+                    | Errno::AGAIN
+                    | Errno::ROFS
+                    | Errno::USERS
+            )
+        )
+    }
+}
+
+fn told(what: &str) -> impl Fn(Errno) -> Refusal + '_ {
+    move |error| Refusal { reason: format!("{what}: {}", std::io::Error::from(error)), errno: Some(error) }
 }
 
 impl Attempt {
@@ -97,39 +148,38 @@ impl Attempt {
         method: Method,
         dir: OwnedFd,
         mut content: impl FnMut(&str, &OwnedFd) -> std::io::Result<()>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let owner = IdPair {
             uid: own_uid(&dir).map_err(told("read the status"))?,
             gid: own_gid(&dir).map_err(told("read the status"))?,
         };
         let make = |name: &str| make_dir(&dir, name, 0o755, owner).map_err(told("make directory"));
         for name in ["lower1", "lower2"] {
-            content(name, &make(name)?).map_err(|error| format!("prepare {name}: {error}"))?;
+            content(name, &make(name)?).map_err(|error| Refusal::from_io("prepare the attempt", &error))?;
         }
         let (upper, work, target) = (make("upper")?, make("work")?, make("merged")?);
         Ok(Self { method, dir, upper, work, target })
     }
 
-    fn lower(&self, name: &str) -> Result<OwnedFd, String> {
+    fn lower(&self, name: &str) -> Result<OwnedFd, Refusal> {
         open_dir(&self.dir, name).map_err(told("open directory"))
     }
 
     /// Mounts both lower directories below the upper one.
-    fn mount(&self, words: &Words) -> Result<DetachedMount, String> {
+    fn mount(&self, words: &Words) -> Result<DetachedMount, Refusal> {
         self.mount_with(words, &[(LOWER_KEY, self.lower("lower1")?), (LOWER_KEY, self.lower("lower2")?)])
     }
 
-    fn mount_with(&self, words: &Words, lowers: &[(&str, OwnedFd)]) -> Result<DetachedMount, String> {
+    fn mount_with(&self, words: &Words, lowers: &[(&str, OwnedFd)]) -> Result<DetachedMount, Refusal> {
         match self.method {
-            Method::Descriptors => self.mount_by_descriptors(words, lowers).map_err(|error| full(&error)),
+            Method::Descriptors => Ok(self.mount_by_descriptors(words, lowers)?),
             Method::Classic => {
                 mount_by_numbers(words, lowers, Some((&self.upper, &self.work)), &self.target)
-                    .map_err(|error| error.to_string())?;
-                let copy = DetachedMount::copy_of(&self.dir, b"merged", false).map_err(|error| full(&error));
+                    .map_err(|error| Refusal::from_io("mount", &error))?;
+                let copy = DetachedMount::copy_of(&self.dir, b"merged", false);
                 let attached = open_dir(&self.dir, "merged").map_err(told("open directory"))?;
-                classic::unmount(format!("/proc/self/fd/{}", attached.as_raw_fd()).as_bytes(), UnmountFlags::DETACH)
-                    .map_err(|error| full(&error))?;
-                copy
+                classic::unmount(format!("/proc/self/fd/{}", attached.as_raw_fd()).as_bytes(), UnmountFlags::DETACH)?;
+                Ok(copy?)
             }
         }
     }
@@ -152,10 +202,6 @@ fn own_uid(dir: &OwnedFd) -> Result<u32, Errno> {
 
 fn own_gid(dir: &OwnedFd) -> Result<u32, Errno> {
     fs::fstat(dir).map(|stat| stat.st_gid)
-}
-
-fn full(error: &graph_sys::Error) -> String {
-    format!("{error}: {}", std::io::Error::from(error.errno()))
 }
 
 impl Prober<'_> {
@@ -200,8 +246,18 @@ impl Prober<'_> {
         }
         let mut temp = self.home.temp_dir()?;
         let (_addition, dir) = temp.add_directory(0o700)?;
-        let answer = Answer::from_result(probe(dir));
+        let tried = probe(dir);
         temp.finish()?;
+        if let Err(refusal) = &tried
+            && refusal.passes()
+        {
+            let source = refusal.errno.map_or(std::io::ErrorKind::Other.into(), std::io::Error::from);
+            tracing::warn!(feature, reason = refusal.reason, "could not probe");
+            return Err(Error::io("probe the overlay file system in", &self.home.path, None, source));
+        }
+        // Without the privilege this tells nothing of the kernel, and another process may have it.
+        let keep = keep && !tried.as_ref().is_err_and(|refusal| refusal.errno == Some(Errno::PERM));
+        let answer = Answer::from_result(tried);
         tracing::debug!(feature, works = answer.works, reason = answer.reason, "probed");
         if keep {
             let name = format!("{feature}-{}", answer.works);
@@ -215,7 +271,7 @@ impl Prober<'_> {
         Ok(answer)
     }
 
-    fn words(&self, configured: bool) -> Result<Words, String> {
+    fn words(&self, configured: bool) -> Result<Words, Refusal> {
         let options = if configured { self.options.mount_options.as_str() } else { "" };
         let mut words = Words::parse(split(options)).map_err(|error| error.to_string())?;
         super::mount::own_words(&mut words, self.namespace).map_err(|error| error.to_string())?;
@@ -317,11 +373,9 @@ impl Prober<'_> {
     fn try_id_mapped(&self, dir: OwnedFd) -> Tried {
         let attempt = Attempt::new(self.method, dir, |_, dir| write_small(dir, "file", "data", None, Flush::No))?;
         let range = IdRange { container_id: 0, host_id: 0, size: 1 };
-        let namespace = super::idmap::namespace(&IdMappings { uids: vec![range], gids: vec![range] })
-            .map_err(|error| full(&error))?;
+        let namespace = super::idmap::namespace(&IdMappings { uids: vec![range], gids: vec![range] })?;
         let lower = DetachedMount::copy_of(&attempt.dir, b"lower1", false)
-            .and_then(|mount| mount.map_ids(&namespace, false).map(|()| mount))
-            .map_err(|error| full(&error))?;
+            .and_then(|mount| mount.map_ids(&namespace, false).map(|()| mount))?;
         attempt.mount_with(&self.words(false)?, &[(LOWER_KEY, lower.into())]).map(drop)
     }
 
@@ -333,8 +387,8 @@ impl Prober<'_> {
 }
 
 fn try_reflink(dir: OwnedFd) -> Tried {
-    write_small(&dir, "from", "data", None, Flush::No).map_err(|error| format!("write a file: {error}"))?;
-    write_small(&dir, "to", "", None, Flush::No).map_err(|error| format!("write a file: {error}"))?;
+    write_small(&dir, "from", "data", None, Flush::No).map_err(|error| Refusal::from_io("write a file", &error))?;
+    write_small(&dir, "to", "", None, Flush::No).map_err(|error| Refusal::from_io("write a file", &error))?;
     let open = |name: &str, flags| fs::openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty()).map_err(told("open"));
     match graph_sys::reflink::clone_file(open("to", OFlags::WRONLY)?, open("from", OFlags::RDONLY)?) {
         Ok(true) => Ok(()),
@@ -344,7 +398,7 @@ fn try_reflink(dir: OwnedFd) -> Tried {
 }
 
 /// Changes a file's mode in the mount and looks whether its data came along.
-fn copies_metadata_only(mount: &DetachedMount, upper: &OwnedFd, mark: &[u8]) -> Result<bool, String> {
+fn copies_metadata_only(mount: &DetachedMount, upper: &OwnedFd, mark: &[u8]) -> Result<bool, Refusal> {
     fs::chmodat(mount, "file", Mode::RUSR, AtFlags::empty()).map_err(told("change a mode in an overlay"))?;
     Ok(xattr::get_at(upper, b"file", mark).map_err(told("read the metacopy mark"))?.is_some())
 }

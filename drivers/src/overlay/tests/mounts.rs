@@ -454,3 +454,34 @@ fn root_a_peer_may_mount_the_home_upon_itself_at_any_time() {
         .unwrap_or_else(|_| classic::unmount(bytes, UnmountFlags::DETACH).unwrap());
     work("after");
 }
+
+#[test]
+fn root_a_full_disk_is_not_taken_for_a_missing_feature() {
+    if !may_mount() {
+        return;
+    }
+    let place = Place::new();
+    let root = place.dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let target = root.as_os_str().as_encoded_bytes();
+    // From too few inodes for the home to nearly enough for all attempts: every place where the disk can be full.
+    let mut outcomes = [0, 0];
+    for inodes in 3..40 {
+        classic::mount(b"small", target, "tmpfs", MountFlags::empty(), format!("nr_inodes={inodes}").as_bytes())
+            .unwrap();
+        match Overlay::open(&place.setup(), "overlay") {
+            Ok(_) => outcomes[0] += 1,
+            Err(error) => {
+                assert_eq!(error.kind(), graph_core::ErrorKind::Io, "{inodes}: {error}");
+                outcomes[1] += 1;
+            }
+        }
+        classic::unmount(target, UnmountFlags::empty()).unwrap();
+        let run = place.dir.path().join("run/overlay");
+        let kept = if run.exists() { names(&run) } else { Vec::new() };
+        assert!(!kept.iter().any(|name| name == "overlay-false" || name == "volatile-false"), "{inodes}: {kept:?}");
+        std::fs::remove_dir_all(place.dir.path().join("run")).ok();
+    }
+    assert!(place.open().capabilities().native_diff);
+    assert!(outcomes.iter().all(|count| *count > 5), "{outcomes:?}");
+}
