@@ -69,8 +69,22 @@ impl Kind {
             .set_len(SIZE)
             .map_err(anyhow::Error::from)
             .and_then(|()| run(administrative(program).args(options).arg(&image)))
-            .and_then(|()| run(administrative("mount").args(["-o", "loop"]).arg(&image).arg(target)));
+            .and_then(|()| mount_image(&image, target));
         fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
         mounted
+    }
+}
+
+/// Tests beside this one ask for loop devices as well, and may be given the same free one; only one of them gets it.
+fn mount_image(image: &Path, target: &Path) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        match run(administrative("mount").args(["-o", "loop"]).arg(image).arg(target)) {
+            Err(error) if tries < 5 && error.to_string().contains("loop device") => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(50 * tries));
+            }
+            other => return other,
+        }
     }
 }
