@@ -72,14 +72,18 @@ impl Engine<'_> {
 
     /// Reduces a directory to what this layer has made. Whether it is still there.
     fn keep_ours(&mut self, dir: &Rc<Dir>, name: &[u8], path: &[u8]) -> Result<bool> {
+        let fresh = self.is_fresh(dir.fresh.get(), path);
+        let ours = self.is_ours(dir.fresh.get(), path);
+        if ours && (self.opaque.contains(path) || (self.overlay.is_none() && fresh)) {
+            // Nothing of lower layers is in it. Archives may say so as often as they like.
+            return Ok(true);
+        }
         self.forget_paths();
         self.dirs.retire(path)?;
         dir.prepare(self.gid)?;
         let fd = open_beneath(dir.as_fd(), name, path)?;
         let again = open_beneath(dir.as_fd(), name, path)?;
         let before = fs::fstat(&fd).map_err(|error| Error::io("stat directory", path, error))?;
-        let ours = self.is_ours(dir.fresh.get(), path);
-        let fresh = self.is_fresh(dir.fresh.get(), path);
         let kept = self.sweep(again, path, fresh, Sweep::NotOurs)?;
         if !ours && !kept {
             self.foreign.remove(path);
@@ -104,6 +108,10 @@ impl Engine<'_> {
     /// Carries out the opaque whiteout of the directory `path` (clean), which exists afterwards.
     pub(super) fn make_opaque(&mut self, path: &[u8], name: &[u8]) -> Result<()> {
         let dir = self.made(path, name)?;
+        if self.opaque.contains(&dir.path) || (self.overlay.is_none() && dir.fresh.get()) {
+            // Nothing of lower layers is in it, and nothing has come since.
+            return Ok(());
+        }
         self.forget_paths();
         self.dirs.retire(&dir.path)?;
         dir.prepare(self.gid)?;
@@ -123,6 +131,7 @@ impl Engine<'_> {
                 dir.hidden.set(true);
             } else if dir.path.is_empty() {
                 self.hide_root(&dir)?;
+                self.opaque.insert(b"");
             }
         }
         dir.seal()
