@@ -3,17 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 #![allow(clippy::disallowed_methods)] // trees are looked at by path, as their users do
+#![allow(clippy::print_stderr)] // skipped tests say why
 
 mod apply_support;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use apply_support::{
-    Member, Tree, apply_plain, apply_with, dir, file, link, member, messages, mount, overlay, symlink, tree,
-};
+use apply_support::{Member, Tree, apply_with, dir, file, link, member, messages, mount, overlay, symlink, tree};
 use graph_archive::EntryKind;
-use graph_archive::apply::{WhiteoutForm, XattrNamespace};
+use graph_archive::apply::{ApplyOptions, WhiteoutForm, XattrNamespace};
 use proptest::prelude::*;
 
 fn path() -> impl Strategy<Value = String> {
@@ -115,14 +116,16 @@ fn refines(overlay: &Tree, plain: &Tree) -> bool {
 }
 
 fn compare(layers: &[Vec<Member>], namespace: XattrNamespace, whiteout: WhiteoutForm) -> Result<(), TestCaseError> {
+    let in_user_namespace = graph_sys::userns::is_in_user_namespace().unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let plain = scratch.path().join("plain");
     let mut lowers: Vec<PathBuf> = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let diff = scratch.path().join(format!("layer{number}"));
-        let by_plain = apply_plain(&plain, layer).map_err(|error| messages(&error));
-        let by_overlay =
-            apply_with(&diff, layer, overlay(namespace, whiteout, &lowers)).map_err(|error| messages(&error));
+        let options = ApplyOptions { in_user_namespace, ..ApplyOptions::default() };
+        let by_plain = apply_with(&plain, layer, options).map_err(|error| messages(&error));
+        let options = ApplyOptions { in_user_namespace, ..overlay(namespace, whiteout, &lowers) };
+        let by_overlay = apply_with(&diff, layer, options).map_err(|error| messages(&error));
         let shown: Vec<_> = layers.iter().map(|layer| layer.iter().map(line).collect::<Vec<_>>()).collect();
         prop_assert_eq!(by_plain.as_ref().err(), by_overlay.as_ref().err(), "layer {} of {:#?}", number, shown);
         if by_plain.is_err() {
@@ -160,4 +163,38 @@ proptest! {
     fn root_user_with_attributes(layers in stack()) {
         compare(&layers, XattrNamespace::User, WhiteoutForm::Xattr)?;
     }
+}
+
+/// The same in a user namespace with all ids, where devices and attributes of the system are refused.
+#[test]
+fn root_in_a_user_namespace() {
+    let this = std::env::current_exe().unwrap();
+    let mut child = Command::new("unshare")
+        .args(["--user", "--mount", "sh", "-c", "echo ready; read go; exec \"$@\"", "sh"])
+        .arg(this)
+        .args(["root_user_with_devices", "root_user_with_attributes", "--exact"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    if out.read_exact(&mut ready).is_err() {
+        eprintln!("skipped: no user namespace can be made here: {:?}", child.wait_with_output().unwrap());
+        return;
+    }
+    for map in ["uid_map", "gid_map"] {
+        if let Err(error) = std::fs::write(format!("/proc/{}/{map}", child.id()), "0 0 65536\n") {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            eprintln!("skipped: ids cannot be mapped here: {error}");
+            return;
+        }
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut text = String::new();
+    out.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success(), "{text}");
+    assert!(text.contains("2 passed"), "{text}");
 }
