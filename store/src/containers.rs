@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use graph_core::fsutil;
+use graph_core::{LayerId, fsutil};
 use graph_sys::fs::{AtFlags, FileType};
 
 use crate::bigdata::{self, Owner};
 use crate::dirs::Dir;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
+use crate::group::Writing;
 use crate::options::{CreateContainer, CreateLayer};
-use crate::records::{Container, Image, Time};
+use crate::records::{Container, Image, Layer, Time};
 use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
 use crate::table::unique;
 
@@ -38,7 +39,8 @@ impl Store {
 
     /// Makes a container with its own read-write layer.
     ///
-    /// The layer is there before the container is; a process killed in between leaves a layer that nothing uses.
+    /// Its layer is marked incomplete until the container's record is written. What a process killed in the middle
+    /// leaves, the next open removes: the layer, and the container with it.
     ///
     /// # Errors
     /// [`Error::IdInUse`], [`Error::ContainerNameInUse`], [`Error::ImageNotKnown`], [`Error::InvalidBigDataName`], the
@@ -75,12 +77,11 @@ impl Store {
             }
         }
         let mappings = options.mappings.clone().unwrap_or_else(|| plan.mappings.clone());
-        let layer = self.make_layer(&mut layers, &plan, &layer_options, copy)?;
         let mut container = Container {
             id: id.to_string(),
             names: unique(&options.names),
             image: image.map(|image| image.id.clone()).unwrap_or_default(),
-            layer: layer.id.clone(),
+            layer: plan.id.to_string(),
             metadata: options.metadata.clone(),
             created: Time::now(),
             uid_map: mappings.uids,
@@ -96,23 +97,56 @@ impl Store {
         if volatile {
             container.flags.set("Volatile", &true);
         }
-        let mut write = || -> Result<()> {
+        self.begin_layer(&mut layers, &plan, &layer_options, |_| ())?;
+        let write = || -> Result<()> {
+            self.place_layer(&plan, &layer_options, copy)?;
+            self.containers.dir.remove(id.as_str())?; // of a dead container of that id
             for (key, data) in &options.big_data {
                 bigdata::write(&self.containers.dir, owner(id.as_str()), key, data, Self::durability(file))?;
                 note_big_data(&mut container, key, data);
             }
+            fault("container.data-written")?;
             containers.change().insert(container.clone(), file);
-            containers.save(&[file])
+            containers.save(&[file])?;
+            fault("container.record-written")?;
+            self.complete_layer(&mut layers, &plan, |_| ())?;
+            Ok(())
         };
         if let Err(error) = write() {
-            if let Err(error) = self.containers.dir.remove(id.as_str()) {
-                tracing::warn!(error = &error as &dyn std::error::Error, container = %id, "removing the data of a container that could not be made");
+            if let Err(error) = self.abandon_container(&mut layers, &mut containers, id.as_str(), &plan.id) {
+                tracing::warn!(error = &error as &dyn std::error::Error, container = %id, "removing a container that could not be made");
             }
-            self.abandon_layer(&mut layers, &plan.id);
             return Err(error);
         }
         let unknown = || Error::ContainerNotKnown { reference: id.to_string() };
         containers.table().by_id(id.as_str()).map(|container| Stored::new(container, Home::Own)).ok_or_else(unknown)
+    }
+
+    /// Removes a container that could not be made. Where that fails, too, its layer stays marked incomplete for as long
+    /// as the container is there, and the next open goes on.
+    fn abandon_container(
+        &self,
+        layers: &mut Writing<'_, Layer>,
+        containers: &mut Writing<'_, Container>,
+        id: &str,
+        layer: &LayerId,
+    ) -> Result<()> {
+        // The files first: where the disk is full, the records can be written after that.
+        self.remove_container_data(id)?;
+        self.remove_layer_at_once(layer)?;
+        let files = containers.change().remove(&[id]);
+        containers.save(&files)?;
+        let files = layers.change().remove(&[layer.as_str()]);
+        layers.save(&files)
+    }
+
+    /// Removes a container's big data and both its directories.
+    pub(crate) fn remove_container_data(&self, id: &str) -> Result<()> {
+        self.containers.dir.remove(id)?;
+        match Dir::open(&self.run_containers)? {
+            Some(run) => run.remove(id),
+            None => Ok(()),
+        }
     }
 
     /// What the container's own layer is to be.

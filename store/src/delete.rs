@@ -3,12 +3,14 @@
 //! A layer goes in these steps: under the lock its record is marked incomplete, its files are renamed into temporary
 //! directories and its record is removed; the files themselves are removed after the lock is given back. A process killed
 //! on the way leaves either a marked record or a temporary directory without an owner, and the next open finishes the job.
+//!
+//! An image or a container goes with its layers: their mark is what decides. Before it, everything is as it was; after it,
+//! the next open finishes what a killed process, or one that met an error, has left.
 
 use graph_core::driver::DeferredRemoval;
 use graph_core::tempdir::{TempDir, TempDirRoot};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
-use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::layers::tar_split_name;
@@ -36,6 +38,14 @@ impl Doomed {
     }
 }
 
+/// Layers whose records are marked: they are as good as gone.
+#[derive(Debug)]
+struct Marked {
+    ids: Vec<String>,
+    /// The files that their records are in.
+    files: Vec<FileIndex>,
+}
+
 /// Deleting.
 impl Store {
     /// Deletes a layer that nothing uses; a mounted one is unmounted first. The files go outside the lock.
@@ -59,8 +69,9 @@ impl Store {
         if let Some(container) = self.containers.records.read()?.iter().find(|container| container.layer == id) {
             return Err(Error::LayerUsedByContainer { id, container: container.id.clone() });
         }
-        self.forget_mapped(&id)?;
-        let doomed = self.remove_layers(&mut layers, &[id])?;
+        let marked = self.mark_layers(&mut layers, vec![id])?;
+        self.forget_mapped(&marked.ids)?;
+        let doomed = self.remove_marked(&mut layers, &marked)?;
         drop(layers);
         doomed.finish();
         Ok(())
@@ -80,9 +91,9 @@ impl Store {
         Err(Error::LayerNotKnown { reference: reference.to_owned() })
     }
 
-    /// Takes a layer off the lists of mapped copies.
-    fn forget_mapped(&self, id: &str) -> Result<()> {
-        let uses = |image: &Image| image.mapped_layers.iter().any(|mapped| mapped == id);
+    /// Takes layers off the lists of mapped copies.
+    pub(crate) fn forget_mapped(&self, ids: &[String]) -> Result<()> {
+        let uses = |image: &Image| image.mapped_layers.iter().any(|mapped| ids.contains(mapped));
         if !self.images.records.read()?.iter().any(|image| uses(image)) {
             return Ok(());
         }
@@ -91,30 +102,39 @@ impl Store {
             images.table().iter().filter(|image| uses(image)).map(|image| image.id.clone()).collect();
         for image in using {
             if let Some((record, _)) = images.change().change(&image) {
-                record.mapped_layers.retain(|mapped| mapped != id);
+                record.mapped_layers.retain(|mapped| !ids.contains(mapped));
             }
         }
         images.save(&[STABLE])
     }
 
-    /// Removes layers, children before parents, with two writes of the records however many there are.
-    fn remove_layers(&self, layers: &mut Writing<'_, Layer>, ids: &[String]) -> Result<Doomed> {
-        let mut doomed = Doomed::default();
-        if ids.is_empty() {
-            return Ok(doomed);
-        }
-        for id in ids {
+    /// Marks the records of layers (children before parents) that are going to be removed. From here on they go, if not
+    /// now, then at the next open.
+    fn mark_layers(&self, layers: &mut Writing<'_, Layer>, ids: Vec<String>) -> Result<Marked> {
+        for id in &ids {
             self.forget_mounts(id)?;
         }
         let mut files: Vec<FileIndex> = Vec::new();
-        for id in ids {
+        for id in &ids {
             if let Some((record, file)) = layers.change().change(id) {
                 record.flags.set(Layer::INCOMPLETE, &true);
                 files.push(file);
             }
         }
-        layers.save(&files)?;
+        if !ids.is_empty() {
+            layers.save(&files)?;
+        }
         fault("delete.marked")?;
+        Ok(Marked { ids, files })
+    }
+
+    /// Removes layers that were marked, with one write of the records however many there are.
+    fn remove_marked(&self, layers: &mut Writing<'_, Layer>, marked: &Marked) -> Result<Doomed> {
+        let mut doomed = Doomed::default();
+        let Marked { ids, files } = marked;
+        if ids.is_empty() {
+            return Ok(doomed);
+        }
         let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
         let mut gone: Vec<&str> = Vec::new();
         let mut failure = None;
@@ -131,7 +151,7 @@ impl Store {
         doomed.files = Some(temporary);
         fault("delete.renamed")?;
         layers.change().remove(&gone);
-        layers.save(&files)?;
+        layers.save(files)?;
         fault("delete.forgotten")?;
         failure.map_or(Ok(doomed), Err)
     }
@@ -151,7 +171,7 @@ impl Store {
     /// Deletes an image's record and the layers that nothing else uses; returns those, top first. With `commit` not
     /// set nothing is deleted.
     ///
-    /// The record goes first: a process killed on the way leaves layers that nothing uses, never an image without layers.
+    /// A process killed on the way leaves the image whole, or what the next open removes.
     ///
     /// # Errors
     /// [`Error::ImageNotKnown`], [`Error::ImageUsedByContainer`], [`Error::ReadOnlyStore`].
@@ -184,22 +204,25 @@ impl Store {
             return Ok(doomed_layers);
         }
         let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        let marked = self.mark_layers(&mut layers, doomed_layers)?;
         images.change().remove(&[&found.id]);
         images.save(&[STABLE])?;
+        fault("delete.image-forgotten")?;
         if LayerId::new(found.id.clone()).is_ok() {
             temporary.stage_deletion(&*self.images.dir, &found.id)?;
         }
+        fault("delete.image-renamed")?;
         drop(images);
-        let doomed = self.remove_layers(&mut layers, &doomed_layers)?;
+        let doomed = self.remove_marked(&mut layers, &marked)?;
         drop(layers);
         doomed.finish();
         Doomed { removals: Vec::new(), files: Some(temporary) }.finish();
-        Ok(doomed_layers)
+        Ok(marked.ids)
     }
 
     /// Deletes a container, its layer, big data and directories; a mounted one is unmounted first.
     ///
-    /// The record goes last, so that what a killed process left can be deleted once more.
+    /// A process killed on the way leaves the container whole, or what the next open removes.
     ///
     /// # Errors
     /// [`Error::ContainerNotKnown`].
@@ -209,14 +232,14 @@ impl Store {
         let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
         let found = containers.table().find(container).cloned().ok_or_else(unknown)?;
         let own: Vec<String> = layers.table().by_id(&found.layer).map(|layer| layer.id.clone()).into_iter().collect();
-        let doomed = self.remove_layers(&mut layers, &own)?;
-        self.containers.dir.remove(&found.id)?;
-        if let Some(run) = Dir::open(&self.run_containers)? {
-            run.remove(&found.id)?;
-        }
+        let marked = self.mark_layers(&mut layers, own)?;
+        self.remove_container_data(&found.id)?;
+        fault("delete.container-data-removed")?;
         let files = containers.change().remove(&[&found.id]);
         containers.save(&files)?;
+        fault("delete.container-forgotten")?;
         drop(containers);
+        let doomed = self.remove_marked(&mut layers, &marked)?;
         drop(layers);
         doomed.finish();
         Ok(())
@@ -236,7 +259,8 @@ impl Store {
             Found::Layer(id) => {
                 let mut layers = self.layers.records.write()?;
                 let id = self.own_layer(&layers, &id)?;
-                let doomed = self.remove_layers(&mut layers, &[id])?;
+                let marked = self.mark_layers(&mut layers, vec![id])?;
+                let doomed = self.remove_marked(&mut layers, &marked)?;
                 drop(layers);
                 doomed.finish();
                 Ok(())

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use graph_core::fsutil::Durability;
 
 use crate::bigdata::{self, Owner};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
+use crate::group::Writing;
 use crate::options::CreateImage;
 use crate::records::{Image, Time};
 use crate::store::{Home, Part, STABLE, Store, Stored, new_id};
@@ -75,8 +76,9 @@ impl Store {
 
     /// Makes an image.
     ///
-    /// Its big data is on disk before its record is, so there is no image without its manifest; a process killed in the
-    /// middle leaves at most a directory that no image has.
+    /// Its big data is on disk before its record is, so there is no image without its manifest. What a process killed in
+    /// the middle leaves is a directory that no image has; the next open removes it if its name is of the usual kind (64
+    /// hex digits), and whoever makes an image of that id replaces it.
     ///
     /// # Errors
     /// [`Error::IdInUse`], [`Error::ImageNameInUse`], [`Error::LayerNotKnown`], [`Error::InvalidDigest`],
@@ -119,21 +121,32 @@ impl Store {
             ..Image::default()
         };
         let mut write = || -> Result<()> {
+            self.images.dir.remove(id.as_str())?; // of a dead image of that id
             for (key, data) in &options.big_data {
                 bigdata::write(&self.images.dir, owner(id.as_str()), key, data, Durability::Data)?;
                 note_big_data(&mut image, key, data);
+                fault("image.data-written")?;
             }
             images.change().insert(image.clone(), STABLE);
             images.save(&[STABLE])
         };
         if let Err(error) = write() {
-            if let Err(error) = self.images.dir.remove(id.as_str()) {
+            if let Err(error) = self.abandon_image(&mut images, id.as_str()) {
                 tracing::warn!(error = &error as &dyn std::error::Error, image = %id, "removing an image that could not be made");
             }
             return Err(error);
         }
         let unknown = || Error::ImageNotKnown { reference: id.to_string() };
         images.table().by_id(id.as_str()).map(|image| Stored::new(image, Home::Own)).ok_or_else(unknown)
+    }
+
+    /// Removes an image that could not be made: its record, should it have been written, then its data.
+    fn abandon_image(&self, images: &mut Writing<'_, Image>, id: &str) -> Result<()> {
+        if images.table().by_id(id).is_some() {
+            images.change().remove(&[id]);
+            images.save(&[STABLE])?;
+        }
+        self.images.dir.remove(id)
     }
 
     /// A big data item of an image.

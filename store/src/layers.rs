@@ -7,7 +7,7 @@ use graph_core::driver::{CreateOptions, StagedLayer};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
 use crate::bigdata::{self, Owner};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::options::CreateLayer;
 use crate::records::{Layer, Time};
@@ -213,15 +213,26 @@ impl Store {
         copy: Option<Box<dyn StagedLayer + '_>>,
     ) -> Result<Stored<Layer>> {
         self.begin_layer(layers, plan, options, |_| ())?;
-        let make = || match copy {
-            Some(copy) => {
-                self.remove_orphan(&plan.id)?;
-                Ok(copy.publish(&plan.id)?)
-            }
-            None => self.create_in_driver(plan, options),
-        };
+        let make = || self.place_layer(plan, options, copy);
         let (layer, ()) = self.settle_layer(layers, plan, make, |_, ()| ())?;
         Ok(layer)
+    }
+
+    /// The driver's part of a layer that was begun: a copy that was made before, or all at once.
+    pub(crate) fn place_layer(
+        &self,
+        plan: &LayerPlan,
+        options: &CreateLayer,
+        copy: Option<Box<dyn StagedLayer + '_>>,
+    ) -> Result<()> {
+        match copy {
+            Some(copy) => {
+                self.remove_orphan(&plan.id)?;
+                copy.publish(&plan.id)?;
+            }
+            None => self.create_in_driver(plan, options)?,
+        }
+        fault("layer.placed")
     }
 
     /// Makes the layer in the driver, with the owners that it is to have.
@@ -290,11 +301,12 @@ impl Store {
         }
         fill(&mut record);
         layers.change().insert(record, plan.file);
-        layers.save(&[plan.file])?;
         let durability = Self::durability(plan.file);
         let owner = Owner { kind: "layer", id: plan.id.as_str() };
-        let written = (options.big_data.iter())
-            .try_for_each(|(key, data)| bigdata::write(&self.layers.dir, owner, key, data, durability));
+        let written = layers.save(&[plan.file]).and_then(|()| {
+            (options.big_data.iter())
+                .try_for_each(|(key, data)| bigdata::write(&self.layers.dir, owner, key, data, durability))
+        });
         written.inspect_err(|_| self.abandon_layer(layers, &plan.id))
     }
 
@@ -309,16 +321,26 @@ impl Store {
     ) -> Result<(Stored<Layer>, F)> {
         let finish = |layers: &mut Writing<'_, Layer>| {
             let found = work()?;
-            if let Some((record, _)) = layers.change().change(plan.id.as_str()) {
-                fill(record, &found);
-                record.flags.remove(Layer::INCOMPLETE);
-            }
-            layers.save(&[plan.file])?;
-            let unknown = || Error::LayerNotKnown { reference: plan.id.to_string() };
-            let layer = layers.table().by_id(plan.id.as_str()).ok_or_else(unknown)?;
-            Ok((Stored::new(layer, Home::Own), found))
+            let layer = self.complete_layer(layers, plan, |record| fill(record, &found))?;
+            Ok((layer, found))
         };
         finish(layers).inspect_err(|_| self.abandon_layer(layers, &plan.id))
+    }
+
+    /// Takes the mark off a layer that is all there.
+    pub(crate) fn complete_layer(
+        &self,
+        layers: &mut Writing<'_, Layer>,
+        plan: &LayerPlan,
+        fill: impl FnOnce(&mut Layer),
+    ) -> Result<Stored<Layer>> {
+        if let Some((record, _)) = layers.change().change(plan.id.as_str()) {
+            fill(record);
+            record.flags.remove(Layer::INCOMPLETE);
+        }
+        layers.save(&[plan.file])?;
+        let unknown = || Error::LayerNotKnown { reference: plan.id.to_string() };
+        layers.table().by_id(plan.id.as_str()).map(|layer| Stored::new(layer, Home::Own)).ok_or_else(unknown)
     }
 
     /// Removes a layer that could not be made. What stays is marked incomplete, for the next open.
@@ -330,14 +352,19 @@ impl Store {
 
     /// Removes the files of an incomplete layer, then its record.
     pub(crate) fn remove_incomplete(&self, layers: &mut Writing<'_, Layer>, id: &LayerId) -> Result<()> {
+        self.remove_layer_at_once(id)?;
+        let files: Vec<FileIndex> = layers.change().remove(&[id.as_str()]);
+        layers.save(&files)
+    }
+
+    /// Removes the files of a layer whose record is marked incomplete.
+    pub(crate) fn remove_layer_at_once(&self, id: &LayerId) -> Result<()> {
         match self.driver.remove(id) {
             Err(error) if error.kind() != DriverErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
         self.layers.dir.remove(&tar_split_name(id.as_str()))?;
-        self.layers.dir.remove(id.as_str())?;
-        let files: Vec<FileIndex> = layers.change().remove(&[id.as_str()]);
-        layers.save(&files)
+        self.layers.dir.remove(id.as_str())
     }
 }
 

@@ -1,15 +1,20 @@
 //! Cleaning up after killed processes, when the store is opened.
 //!
-//! What can be left: layers marked incomplete (their record was written, their files perhaps), and temporary directories
-//! whose owner is dead (layers that were being extracted, files of layers that were being deleted). Layers in the making
-//! are marked incomplete only while their maker holds the lock, so whatever is seen marked under the lock is dead.
+//! What can be left: layers marked incomplete (their record was written, their files perhaps), with the container or image
+//! that was being made or deleted with them; directories of data that no container or image has (made before the record
+//! is, removed after it); and temporary directories whose owner is dead (layers that were being extracted, files of
+//! what was being deleted). Whoever makes or deletes does that under the lock, so whatever is seen half done under it is
+//! dead.
 //!
 //! Whatever cannot be cleaned is reported and stepped over: one bad record must not block the store.
 
-use graph_core::{LayerId, tempdir};
+use graph_core::{LayerId, fsutil, tempdir};
 
-use crate::error::Result;
-use crate::store::Store;
+use crate::dirs::Dir;
+use crate::error::{Error, Result};
+use crate::records::{Container, Image};
+use crate::store::{Part, STABLE, Store, VOLATILE_CONTAINERS};
+use crate::table::{Record, Table};
 
 impl Store {
     /// Cleans up; what could not be cleaned, one sentence each.
@@ -23,7 +28,19 @@ impl Store {
         if self.layers.records.read()?.iter().any(|layer| layer.is_incomplete()) {
             self.remove_incomplete_layers(&mut warnings)?;
         }
+        remove_orphans(&self.images, &mut warnings)?;
+        // Those of transient containers have their records below the run root. Seen from outside they look like orphans.
+        if self.options.transient || !self.has_transient_containers()? {
+            remove_orphans(&self.containers, &mut warnings)?;
+        }
         Ok(warnings)
+    }
+
+    fn has_transient_containers(&self) -> Result<bool> {
+        match Dir::open(&self.run_containers)? {
+            Some(dir) => Ok(dir.open_file(VOLATILE_CONTAINERS)?.is_some()),
+            None => Ok(false),
+        }
     }
 
     fn remove_incomplete_layers(&self, warnings: &mut Vec<String>) -> Result<()> {
@@ -31,6 +48,18 @@ impl Store {
         // Children before their parents.
         let incomplete: Vec<String> =
             layers.table().iter().rev().filter(|layer| layer.is_incomplete()).map(|layer| layer.id.clone()).collect();
+        if incomplete.is_empty() {
+            return Ok(());
+        }
+        // First what is on them: as long as a layer is marked, nothing of this is forgotten.
+        let forgotten = self.forget_images_of(&incomplete).and_then(|()| self.forget_containers_of(&incomplete));
+        if let Err(error) = forgotten {
+            warnings.push(format!(
+                "an image or container whose layer is incomplete could not be removed; it will be tried again: {}",
+                chain(&error)
+            ));
+            return Ok(());
+        }
         for id in incomplete {
             let removed = LayerId::new(id.clone()).map_err(Into::into).and_then(|id| {
                 self.forget_mounts(id.as_str())?;
@@ -47,6 +76,64 @@ impl Store {
         }
         Ok(())
     }
+
+    /// Removes the images whose top layer is one of these, which were being deleted. Their data follows as orphans'.
+    fn forget_images_of(&self, incomplete: &[String]) -> Result<()> {
+        let on_it = |image: &Image| incomplete.contains(&image.layer);
+        if self.images.records.read()?.iter().any(|image| on_it(image)) {
+            let mut images = self.images.records.write()?;
+            let gone: Vec<String> =
+                images.table().iter().filter(|image| on_it(image)).map(|image| image.id.clone()).collect();
+            images.change().remove(&gone);
+            images.save(&[STABLE])?;
+            for id in gone {
+                tracing::info!(image = %id, "removed an image that a killed process had begun to delete");
+                self.images.dir.remove(&id)?;
+            }
+        }
+        self.forget_mapped(incomplete)
+    }
+
+    /// Removes the containers on these layers, which were being made or deleted.
+    fn forget_containers_of(&self, incomplete: &[String]) -> Result<()> {
+        let on_it = |container: &Container| incomplete.contains(&container.layer);
+        if !self.containers.records.read()?.iter().any(|container| on_it(container)) {
+            return Ok(());
+        }
+        let mut containers = self.containers.records.write()?;
+        let gone: Vec<String> =
+            containers.table().iter().filter(|container| on_it(container)).map(|c| c.id.clone()).collect();
+        for id in &gone {
+            tracing::info!(container = %id, "removing a container that a killed process had begun to make or delete");
+            self.remove_container_data(id)?;
+        }
+        let files = containers.change().remove(&gone);
+        containers.save(&files)
+    }
+}
+
+/// Removes directories of data that no record has, where their names are of the usual kind; others may be anybody's.
+fn remove_orphans<T: Record>(part: &Part<T>, warnings: &mut Vec<String>) -> Result<()> {
+    let usual = |name: &str| name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    let orphans = |table: &Table<T>| -> Result<Vec<String>> {
+        let names = fsutil::list(&*part.dir).map_err(|e| Error::io("read directory", part.dir.path(), e))?;
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        Ok(names.filter(|name| usual(name) && table.by_id(name).is_none()).collect())
+    };
+    // Read-only first: as a rule there are none, and whoever makes one at this moment is not to be waited for twice.
+    if orphans(&*part.records.read()?)?.is_empty() {
+        return Ok(());
+    }
+    let writing = part.records.write()?;
+    for name in orphans(writing.table())? {
+        match part.dir.remove(&name) {
+            Ok(()) => {
+                tracing::info!(directory = %part.dir.path().join(&name).display(), "removed data that no record has");
+            }
+            Err(error) => warnings.push(format!("removing data that no record has: {}", chain(&error))),
+        }
+    }
+    Ok(())
 }
 
 /// The directory beside the layers' records for what is being made and deleted.

@@ -24,6 +24,9 @@ pub(crate) const STABLE: FileIndex = 0;
 /// The file of records that a crash may lose.
 pub(crate) const VOLATILE: FileIndex = 1;
 
+/// The file of containers that a crash may lose.
+pub(crate) const VOLATILE_CONTAINERS: &str = "volatile-containers.json";
+
 /// Which store a record lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
@@ -171,7 +174,7 @@ impl Store {
         let containers_dir = Arc::new(root.make_dir(&part("containers"))?);
         let volatile_dir = transient_dir("containers", &containers_dir)?;
         let lock = volatile_dir.path().join("containers.lock");
-        let volatile = (volatile_dir, "volatile-containers.json");
+        let volatile = (volatile_dir, VOLATILE_CONTAINERS);
         let (lock, files) = group(&containers_dir, lock, "containers.json", Some(volatile));
         let containers = Part { dir: containers_dir, records: Group::new(lock, files, on_wait.clone()) };
 

@@ -10,9 +10,9 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use graph_store::{CreateImage, CreateLayer, Expected, Store};
+use graph_store::{CreateContainer, CreateImage, CreateLayer, Expected, MountOptions, Store};
 use graph_sys::fault::{self, Action, ChildEnd};
 use graph_sys::io::Errno;
 use support::{DRIVERS, Place, gzip, isolated, three_layers};
@@ -38,8 +38,24 @@ fn points(driver: &'static str, prepare: impl Fn(&Store), work: impl Fn(&Store))
 /// Points are the process's: one test at a time, where tests share one.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn matrix(prepare: impl Fn(&Store), work: impl Fn(&Store) -> graph_store::Result<()>, check: impl Fn(&Place, &Store)) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an error leaves: deletion has begun and goes on at the next open; making is undone at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Makes,
+    Deletes,
+}
+
+fn matrix(
+    kind: Work,
+    prepare: impl Fn(&Store),
+    work: impl Fn(&Store) -> graph_store::Result<()>,
+    check: impl Fn(&Place, &Store),
+) {
+    let _alone = alone();
     for driver in DRIVERS {
         let names = points(driver, &prepare, |store| work(store).unwrap());
         assert!(names.len() >= 3, "{driver}: {names:?}");
@@ -60,6 +76,9 @@ fn matrix(prepare: impl Fn(&Store), work: impl Fn(&Store) -> graph_store::Result
                         let store = place.open();
                         let _armed = fault::arm(point, hit, Action::Fail(Errno::NOSPC));
                         work(&store).unwrap_err();
+                        if kind == Work::Makes {
+                            place.assert_no_leftovers(&store);
+                        }
                     }
                     let store = place.open();
                     place.assert_no_leftovers(&store);
@@ -81,6 +100,7 @@ fn import_is_all_or_nothing() {
     let [base, middle, _] = three_layers();
     let packed = gzip(&middle);
     matrix(
+        Work::Makes,
         |store| import(store, "base", None, &base).unwrap(),
         |store| import(store, "middle", Some("base"), &packed),
         |_, store| {
@@ -95,37 +115,164 @@ fn import_is_all_or_nothing() {
     );
 }
 
+/// Ids of the usual kind: only data directories of such names are known to be a store's own.
+const IMAGE: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+const CONTAINER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
+
+fn base_and_top(store: &Store) {
+    let [base, middle, _] = three_layers();
+    import(store, "base", None, &base).unwrap();
+    import(store, "top", Some("base"), &middle).unwrap();
+}
+
+fn create_image(store: &Store) -> graph_store::Result<()> {
+    let options = CreateImage {
+        id: Some(IMAGE.to_owned()),
+        names: vec!["localhost/app:1".to_owned()],
+        layer: Some("top".to_owned()),
+        big_data: vec![("manifest".to_owned(), vec![1; 10]), ("sha256:x".to_owned(), vec![2; 10])],
+        ..CreateImage::default()
+    };
+    store.create_image(&options).map(drop)
+}
+
+fn create_container(store: &Store) -> graph_store::Result<()> {
+    let options = CreateContainer {
+        id: Some(CONTAINER.to_owned()),
+        names: vec!["box".to_owned()],
+        image: Some(IMAGE.to_owned()),
+        big_data: vec![("config.json".to_owned(), vec![3; 10])],
+        ..CreateContainer::default()
+    };
+    store.create_container(&options).map(drop)
+}
+
+/// An image that is there is whole, and can be deleted.
+fn assert_image_whole(place: &Place, store: &Store) {
+    if let Ok(image) = store.image("localhost/app:1") {
+        store.image_size(&image.id).unwrap();
+        assert_eq!(store.image_big_data(IMAGE, "manifest").unwrap(), [1; 10]);
+        assert_eq!(store.image_big_data(IMAGE, "sha256:x").unwrap(), [2; 10]);
+        assert!(store.layer("top").is_ok() && store.layer("base").is_ok(), "an image that is there has its layers");
+        store.delete_image(&image.id, true).unwrap();
+        place.assert_no_leftovers(store);
+        assert!(store.layers().unwrap().is_empty());
+    }
+}
+
 #[test]
-fn deletion_is_all_or_nothing() {
+fn making_an_image_is_all_or_nothing() {
     if !isolated() {
         return;
     }
-    let [base, middle, _] = three_layers();
+    matrix(Work::Makes, base_and_top, create_image, |place, store| {
+        assert_eq!(store.layers().unwrap().len(), 2, "the layers were there before");
+        assert_image_whole(place, store);
+    });
+}
+
+#[test]
+fn deleting_an_image_is_all_or_nothing() {
+    if !isolated() {
+        return;
+    }
     let prepare = |store: &Store| {
-        import(store, "base", None, &base).unwrap();
-        import(store, "top", Some("base"), &middle).unwrap();
-        let options = CreateImage {
-            id: Some("image".to_owned()),
-            layer: Some("top".to_owned()),
-            big_data: vec![("manifest".to_owned(), vec![1; 10])],
-            ..CreateImage::default()
-        };
-        store.create_image(&options).unwrap();
+        base_and_top(store);
+        create_image(store).unwrap();
     };
     matrix(
+        Work::Deletes,
         prepare,
-        |store| store.delete_image("image", true).map(drop),
+        |store| store.delete_image(IMAGE, true).map(drop),
         |place, store| {
-            if let Ok(image) = store.image("image") {
-                store.image_size(&image.id).unwrap();
-                assert_eq!(store.image_big_data("image", "manifest").unwrap(), [1; 10]);
-                assert_eq!(store.layers().unwrap().len(), 2, "an image that is there has its layers");
-                store.delete_image("image", true).unwrap();
-                place.assert_no_leftovers(store);
-                assert!(store.layers().unwrap().is_empty());
+            if store.image(IMAGE).is_err() {
+                assert!(store.layers().unwrap().is_empty(), "the layers go with their image");
             }
+            assert_image_whole(place, store);
         },
     );
+}
+
+#[test]
+fn making_a_container_is_all_or_nothing() {
+    if !isolated() {
+        return;
+    }
+    let prepare = |store: &Store| {
+        base_and_top(store);
+        create_image(store).unwrap();
+    };
+    matrix(Work::Makes, prepare, create_container, |place, store| {
+        assert_eq!(store.layers().unwrap().len(), if store.container("box").is_ok() { 3 } else { 2 });
+        if let Ok(container) = store.container("box") {
+            assert_eq!(store.container_big_data(CONTAINER, "config.json").unwrap(), [3; 10]);
+            store.mount(&container.id, &MountOptions::default()).unwrap();
+            store.delete_container(CONTAINER).unwrap();
+            place.assert_no_leftovers(store);
+        }
+        create_container(store).unwrap();
+        store.delete_container(CONTAINER).unwrap();
+        assert_image_whole(place, store);
+    });
+}
+
+#[test]
+fn deleting_a_container_is_all_or_nothing() {
+    if !isolated() {
+        return;
+    }
+    let prepare = |store: &Store| {
+        base_and_top(store);
+        create_image(store).unwrap();
+        create_container(store).unwrap();
+        store.container_directory(CONTAINER).unwrap();
+        store.container_run_directory(CONTAINER).unwrap();
+    };
+    matrix(
+        Work::Deletes,
+        prepare,
+        |store| store.delete_container(CONTAINER),
+        |place, store| {
+            assert_eq!(store.layers().unwrap().len(), if store.container("box").is_ok() { 3 } else { 2 });
+            if store.container("box").is_ok() {
+                assert_eq!(store.container_big_data(CONTAINER, "config.json").unwrap(), [3; 10]);
+                store.delete_container(CONTAINER).unwrap();
+            }
+            assert_image_whole(place, store);
+        },
+    );
+}
+
+#[test]
+fn only_orphans_of_the_usual_name_are_removed_at_opening() {
+    if !isolated() {
+        return;
+    }
+    let _alone = alone();
+    for driver in DRIVERS {
+        let place = Place::new(driver);
+        let store = place.open();
+        base_and_top(&store);
+        create_image(&store).unwrap();
+        create_container(&store).unwrap();
+        drop(store);
+        let orphan = "3".repeat(64);
+        for kind in ["images", "containers"] {
+            for name in [orphan.as_str(), "notes", &"A".repeat(64)] {
+                let dir = place.root().join(format!("{driver}-{kind}/{name}"));
+                std::fs::create_dir(&dir).unwrap();
+                std::fs::write(dir.join("manifest"), "x").unwrap();
+            }
+        }
+        let store = place.open();
+        for kind in ["images", "containers"] {
+            let names = place.names_in(&format!("root/{driver}-{kind}"));
+            assert!(!names.contains(&orphan) && names.contains(&"notes".to_owned()), "{names:?}");
+            assert!(names.contains(&"A".repeat(64)), "{names:?}");
+        }
+        assert_eq!(store.image_big_data(IMAGE, "manifest").unwrap(), [1; 10]);
+        assert_eq!(store.container_big_data(CONTAINER, "config.json").unwrap(), [3; 10]);
+    }
 }
 
 #[test]
@@ -133,6 +280,7 @@ fn a_layer_marked_incomplete_by_hand_goes_at_the_next_open() {
     if !isolated() {
         return;
     }
+    let _alone = alone();
     for driver in DRIVERS {
         let place = Place::new(driver);
         let [base, ..] = three_layers();

@@ -123,6 +123,25 @@ impl Place {
             assert!(own || known.contains(&owner), "{layers}/{name} belongs to nobody");
         }
         assert_eq!(self.names_in(&format!("{layers}/tmp")), [] as [&str; 0]);
+        let images: Vec<String> = store.images().unwrap().iter().map(|image| image.id.clone()).collect();
+        let containers: Vec<String> = store.containers().unwrap().iter().map(|c| c.id.clone()).collect();
+        for (at, known) in [("root", &images), ("root", &containers), ("run", &containers)] {
+            let kind = if std::ptr::eq(known, &images) { "images" } else { "containers" };
+            for name in self.names_in(&format!("{at}/{}-{kind}", self.driver)) {
+                let own = name.ends_with(".json") || name.ends_with(".lock") || known.contains(&name);
+                assert!(own, "{at}/{}-{kind}/{name} belongs to nobody", self.driver);
+            }
+        }
+        let ids: Vec<&str> = known.iter().map(String::as_str).collect();
+        for container in store.containers().unwrap() {
+            assert!(ids.contains(&container.layer.as_str()), "container {} has no layer", container.id);
+        }
+        for image in store.images().unwrap() {
+            assert!(image.layer.is_empty() || ids.contains(&image.layer.as_str()), "image {} has no layer", image.id);
+            for mapped in &image.mapped_layers {
+                assert!(ids.contains(&mapped.as_str()), "image {} has no mapped layer {mapped}", image.id);
+            }
+        }
         for root in store.driver().temp_dir_roots() {
             let left: Vec<_> =
                 std::fs::read_dir(&root).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
