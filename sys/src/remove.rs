@@ -333,10 +333,10 @@ fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<Owned
             other => return other,
         }
     }
-    // Linux before 5.6. A bind mount of the same file system is not seen here; a different one is.
+    // Linux before 5.6. Mounts are told apart by their numbers, as a bind mount has its parent's device.
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let (outer, inner) = (rustix::fs::fstat(dir)?, rustix::fs::fstat(&fd)?);
-    if outer.st_dev == inner.st_dev { Ok(fd) } else { Err(Errno::XDEV) }
+    let same = crate::statx::reusable_mount_id(dir)? == crate::statx::reusable_mount_id(fd.as_fd())?;
+    if same { Ok(fd) } else { Err(Errno::XDEV) }
 }
 
 /// Gives the directory `name` mode 0700; what it is called may have changed meanwhile, but never through a link.
