@@ -22,11 +22,16 @@ fn import_system_calls(driver: &'static str) {
     traced.args(store.global()).args(["import-layer", "--file"]).arg(store.path("layer.tar.gz"));
     run(&mut traced);
     let table = std::fs::read_to_string(&counts).unwrap();
-    let total: u64 = table
-        .lines()
-        .find(|line| line.split_whitespace().last() == Some("total"))
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap_or_else(|| panic!("no total in {table}"));
+    let count = |name: &str| -> u64 {
+        let row = table.lines().find(|line| line.split_whitespace().last() == Some(name));
+        row.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+    };
+    let mut total = count("total");
+    assert!(total > 0, "{table}");
+    if cfg!(debug_assertions) {
+        // With debug assertions the standard library asks fcntl about every descriptor before it closes it.
+        total -= count("close").min(count("fcntl"));
+    }
     let each = total as f64 / entries as f64;
     eprintln!("{driver}: {total} system calls for {entries} entries: {each:.2} each");
     assert!(each <= 5.0, "{each:.2} system calls an entry\n{table}");
