@@ -27,8 +27,7 @@ pub enum Error {
         entry: Vec<u8>,
         /// Byte offset in the uncompressed stream.
         offset: u64,
-        /// What is wrong.
-        #[source]
+        /// What is wrong. Part of the message, so not the error's source as well.
         defect: Defect,
     },
     /// A named limit was passed.

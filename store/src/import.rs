@@ -70,6 +70,10 @@ impl From<graph_archive::Error> for Failure {
 impl Failure {
     fn of(self, id: &LayerId) -> Error {
         match self {
+            // While it is staged, the driver knows the layer by the name of a temporary directory only.
+            Self::Layer(Error::Driver(graph_core::Error::Archive { source, .. })) => {
+                Error::Archive { id: id.to_string(), source }
+            }
             Self::Layer(error) => error,
             Self::Blob(graph_archive::Error::DigestMismatch { what, expected, found }) => {
                 Error::DigestMismatch { id: id.to_string(), which: what, found, expected }
