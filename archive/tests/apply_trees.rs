@@ -165,6 +165,25 @@ fn a_later_member_replaces_an_earlier_one() {
 }
 
 #[test]
+fn a_hard_link_states_owner_mode_and_times_of_its_target() {
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let target = || {
+        file("f", "x").owner(1, 2).mode(0o4711).time(7, 8).xattr("user.x", "y").xattr("security.capability", capability)
+    };
+    let again = || link("l", "f").owner(3, 4).mode(0o2750).time(9, 10).xattr("user.z", "w");
+    let words = |tree: &Tree| {
+        let found = in_tree(tree, "f");
+        let names: Vec<&str> = found.xattrs.keys().map(String::as_str).collect();
+        (found.mode & 0o7777, found.uid, found.gid, found.mtime, names.join(" "))
+    };
+    let all = "security.capability user.x user.z".to_owned();
+    assert_eq!(words(&stack(&[vec![target(), again()]])), (0o2750, 3, 4, (9, 10), all.clone()));
+    assert_eq!(words(&stack(&[vec![target()], vec![again()]])), (0o2750, 3, 4, (9, 10), all), "of a lower layer");
+    let before = "security.capability user.x".to_owned();
+    assert_eq!(words(&stack(&[vec![again(), target()]])), (0o4711, 1, 2, (7, 8), before), "the last statement wins");
+}
+
+#[test]
 fn hard_links() {
     let lower =
         vec![file("d/f", "content").owner(1, 2).mode(0o4711).time(7, 8).xattr("user.x", "y"), symlink("s", "d/f")];
@@ -207,8 +226,8 @@ fn hard_links() {
             assert_eq!(trees[0], trees[1], "{case}");
         }
     }
-    // A link has no metadata of its own, and a rewritten name leaves the others alone.
-    let linked = stack(&[vec![file("f", "old").owner(1, 1), link("l", "f").owner(1337, 1337)], vec![file("f", "new")]]);
+    // A rewritten name leaves the others alone.
+    let linked = stack(&[vec![file("f", "old").owner(1, 1), link("l", "f").owner(1, 1)], vec![file("f", "new")]]);
     assert_eq!((in_tree(&linked, "l").uid, in_tree(&linked, "l").content.as_slice()), (1, &b"old"[..]));
     assert!(linked.groups().is_empty());
     // A target that a whiteout has removed is no target.

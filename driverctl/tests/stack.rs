@@ -15,13 +15,14 @@ use support::{TestStore, have, in_own_mount_namespace, run};
 
 const TREE: &str = include_str!("support/tree.py");
 
-/// The layers' uncompressed tars, the base first.
-fn layers(dir: &Path) -> Vec<PathBuf> {
+/// The stacks' layers as uncompressed tars, each stack's base first.
+fn stacks(dir: &Path) -> Vec<Vec<PathBuf>> {
     if let Some(data) = std::env::var_os("GRAPHDRIVER_PERFDATA") {
         let data = PathBuf::from(data);
-        let mut all: Vec<PathBuf> = ["base", "small", "big"].map(|name| data.join(format!("{name}.tar"))).to_vec();
-        all.extend((1..=30).map(|number| data.join(format!("stack/{number:02}.tar"))));
-        return all;
+        let mut tall = vec![data.join("base.tar")];
+        tall.extend((1..=30).map(|number| data.join(format!("stack/{number:02}.tar"))));
+        // The other two are images of their own. Below the tall stack they would cost vfs 30 GB of copies.
+        return vec![tall, vec![data.join("small.tar")], vec![data.join("big.tar")]];
     }
     let base = dir.join("base.tar");
     // Whole packages: thousands of files, links, setuid programs, directories of several depths and owners.
@@ -36,7 +37,7 @@ fn layers(dir: &Path) -> Vec<PathBuf> {
     run(Command::new("python3").arg(script).arg(&base).arg(&out).arg("30"));
     let mut all = vec![base];
     all.extend((1..=30).map(|number| out.join(format!("{number:02}.tar"))));
-    all
+    vec![all]
 }
 
 fn sha256(path: &Path) -> String {
@@ -64,6 +65,13 @@ fn tree(path: &str) -> String {
     run(Command::new("python3").args(["-c", TREE, path]))
 }
 
+/// The peer on overlay makes whiteouts where its own opaque directories leave nothing to hide (a layer may say `d/.wh..wh..opq`
+/// and `d/e/.wh.x`). The kernel looks for whiteouts in merged directories only, and so lists these as names that cannot be
+/// looked up. In the archive they are whiteouts, and on the peer's vfs there is nothing: so there is nothing in the image.
+fn tree_of_peer(path: &str) -> String {
+    run(Command::new("python3").args(["-c", TREE, path]).env("TOLERATE_GHOSTS", "1"))
+}
+
 /// The first lines that differ; whole trees have tens of thousands.
 fn assert_same(ours: &str, theirs: &str, what: &str) {
     let differing: Vec<String> = ours
@@ -79,7 +87,7 @@ fn assert_same(ours: &str, theirs: &str, what: &str) {
     assert!(differing.is_empty(), "{what}:\n{}", differing.join("\n"));
 }
 
-fn stack(driver: &'static str, name: &str) {
+fn compare(driver: &'static str, name: &str) {
     if !have("python3", name)
         || !have("zstd", name)
         || !have("containers-storage", name)
@@ -88,24 +96,30 @@ fn stack(driver: &'static str, name: &str) {
         return;
     }
     let files = TestStore::new(driver);
-    let tars = layers(files.dir.path());
-    let diff_ids: Vec<String> = tars.iter().map(|tar| sha256(tar)).collect();
-
-    let peer = TestStore::new(driver);
-    let mut parent = String::new();
-    for tar in &tars {
-        let out = run(peer.peer(&["import-layer", "-f"]).arg(tar).arg(&parent));
-        out.lines().next().unwrap().clone_into(&mut parent);
+    for tars in stacks(files.dir.path()) {
+        compare_stack(driver, files.dir.path(), &tars);
     }
-    let mounted = run(&mut peer.peer(&["mount", &parent]));
-    let theirs = tree(mounted.trim());
-    run(&mut peer.peer(&["unmount", &parent]));
+}
 
+fn compare_stack(driver: &'static str, files: &Path, tars: &[PathBuf]) {
+    let diff_ids: Vec<String> = tars.iter().map(|tar| sha256(tar)).collect();
+    let theirs = {
+        let peer = TestStore::new(driver);
+        let mut parent = String::new();
+        for tar in tars {
+            let out = run(peer.peer(&["import-layer", "-f"]).arg(tar).arg(&parent));
+            out.lines().next().unwrap().clone_into(&mut parent);
+        }
+        let mounted = run(&mut peer.peer(&["mount", &parent]));
+        let theirs = tree_of_peer(mounted.trim());
+        run(&mut peer.peer(&["unmount", &parent]));
+        theirs
+    };
     for how in ["tar", "gzip", "zstd"] {
         let ours = TestStore::new(driver);
         let mut ids: Vec<String> = Vec::new();
-        for tar in &tars {
-            let blob = compressed(tar, files.dir.path(), how);
+        for tar in tars {
+            let blob = compressed(tar, files, how);
             let parent = ids.last().cloned().unwrap_or_default();
             let out = ours.ok(&["import-layer", "--file", &blob.display().to_string(), &parent]);
             ids.push(out.trim().to_owned());
@@ -124,10 +138,10 @@ fn stack(driver: &'static str, name: &str) {
 
 #[test]
 fn root_peer_a_stack_of_layers_on_overlay() {
-    stack("overlay", "root_peer_a_stack_of_layers_on_overlay");
+    compare("overlay", "root_peer_a_stack_of_layers_on_overlay");
 }
 
 #[test]
 fn root_peer_a_stack_of_layers_on_vfs() {
-    stack("vfs", "root_peer_a_stack_of_layers_on_vfs");
+    compare("vfs", "root_peer_a_stack_of_layers_on_vfs");
 }

@@ -1,6 +1,9 @@
 //! Hard links: to members before and after them, and to files of lower layers.
 //!
-//! A link gets no metadata of its own: it is one more name of its target's inode, whose metadata its first member states.
+//! A link is one more name of its target's inode, and states owner, mode and times of that inode anew, as in every engine
+//! (containers/storage, moby and containerd set what the link's header says; GNU tar and bsdtar do not, but write headers
+//! that agree). Extended attributes are added, never taken off: archivers leave them out of links. A link before its target
+//! is followed by the target's own statement, which wins.
 //! A target is a path inside the root, like a member's name; its last component is not followed, so a link to a symbolic
 //! link links that. In the overlay form a target of a lower layer is copied up first, as the kernel does on a mounted
 //! overlay, and then both names are one inode.
@@ -10,6 +13,7 @@ use std::rc::Rc;
 use graph_sys::fs::{self, AtFlags, FileType};
 use graph_sys::io::Errno;
 
+use super::attributes::{Handle, open_path};
 use super::dirs::Dir;
 use super::engine::{Engine, Seen, Walk};
 use super::names::{clean, split};
@@ -22,6 +26,8 @@ const WAITING_BYTES: u64 = 8 << 20;
 
 /// Passes over the waiting links, alternately from the front and from the back, so that links to links find each other.
 const PASSES: usize = 64;
+
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// Links whose targets have not come yet.
 #[derive(Debug, Default)]
@@ -53,7 +59,7 @@ impl Engine<'_> {
         let target = clean(&entry.link_target).map_err(|defect| self.input(&entry.path, defect))?.path;
         dir.prepare(self.gid)?;
         if self.link(dir, name, &target, &entry.path, true)? == Linked::Done {
-            return Ok(());
+            return self.restate_by_link(dir, name, entry);
         }
         // Whatever is at this name now would have been replaced. What comes to be there later replaces the link.
         let path = dir.child(name);
@@ -73,6 +79,42 @@ impl Engine<'_> {
             });
         }
         self.links.waiting.push(Waiting { path, target, name: entry.path.clone(), offset: self.offset });
+        Ok(())
+    }
+
+    /// Sets what the link states on the inode that it is a name of now, where that differs.
+    fn restate_by_link(&mut self, dir: &Rc<Dir>, name: &[u8], entry: &Entry) -> Result<()> {
+        // What the file should have been is an attribute of the target's member then.
+        if self.options.force_mask.is_some() {
+            return Ok(());
+        }
+        let wanted = self.translate(&entry.metadata, entry.kind, &entry.path)?;
+        let Some(stat) = self.stat(dir, name)? else { return Ok(()) };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let chown = (stat.st_uid, stat.st_gid) != (wanted.owner.uid, wanted.owner.gid);
+        let settable = kind != FileType::Symlink;
+        // A change of owner takes setuid bits and capabilities off.
+        let chmod = settable && (chown || stat.st_mode & 0o7777 != wanted.mode.as_raw_mode());
+        let time = &wanted.times.modification;
+        let touch = (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()) != (time.tv_sec, Some(time.tv_nsec));
+        if chown || chmod || !wanted.xattrs.is_empty() {
+            let file = Handle::Path(open_path(dir, name)?);
+            let capability = if chown && kind == FileType::RegularFile { file.get(CAPABILITY).ok() } else { None };
+            if chown {
+                self.chown(&file, wanted.owner, &entry.path)?;
+            }
+            if chmod {
+                file.chmod(wanted.mode).map_err(|error| Error::io("change mode of", entry.path.as_slice(), error))?;
+            }
+            if let Some(value) = capability {
+                self.set_xattrs(&file, &[(CAPABILITY.to_vec(), value)], &entry.path)?;
+            }
+            self.set_xattrs(&file, &wanted.xattrs, &entry.path)?;
+        }
+        if touch {
+            fs::utimensat(&**dir, name, &wanted.times.stamps(), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| Error::io("set times of", dir.child(name), error))?;
+        }
         Ok(())
     }
 
