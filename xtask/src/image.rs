@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::run::{find, have, is_root, output, run};
-use crate::say;
+use crate::{mirror, say};
 
 /// Makes `work/image`, or finds the one an earlier run made: a base layer and a small one on top of it.
 pub(crate) fn make(work: &Path) -> Result<PathBuf> {
@@ -36,6 +36,9 @@ pub(crate) fn make(work: &Path) -> Result<PathBuf> {
     }
     let base = layer(&scratch, &root)?;
     let top = work.join("top");
+    if top.exists() {
+        fs::remove_dir_all(&top)?;
+    }
     fs::create_dir_all(top.join("usr/share/demo-data"))?;
     for number in 0..50 {
         fs::write(top.join(format!("usr/share/demo-data/{number}")), format!("{number}\n").repeat(200))?;
@@ -128,18 +131,16 @@ fn debootstrap(root: &Path) -> Result<bool> {
     if !is_root() || !mapped.contains("4294967295") {
         return Ok(false);
     }
-    let mirror = output(
-        Command::new("sh")
-            .args(["-c", "awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true"]),
-    )
-    .unwrap_or_default();
-    let suite =
-        output(Command::new("sh").args(["-c", ". /etc/os-release; echo \"$VERSION_CODENAME\""])).unwrap_or_default();
-    if mirror.is_empty() || suite.is_empty() {
+    let Some((mirror, suite)) = mirror::of_this_machine() else { return Ok(false) };
+    if !mirror::answers(&mirror) {
+        say(&format!("the mirror {mirror} does not answer"));
         return Ok(false);
     }
     say(&format!("making an image: a Debian {suite} base system (once; it is kept for the next run)"));
-    let done = Command::new(program)
+    // A mirror that stops answering must not hold the demo for ever.
+    let done = Command::new("timeout")
+        .args(["--kill-after=10", "900"])
+        .arg(program)
         .args(["--variant=minbase", &suite])
         .arg(root)
         .arg(mirror)

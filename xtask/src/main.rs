@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 mod demo;
 mod image;
+mod mirror;
 mod run;
 mod tests;
 

@@ -24,7 +24,19 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// The whole chain of causes on one line.
+/// What a user without privileges does about a refusal of the system.
+pub(crate) const NAMESPACE_HINT: &str = "an ordinary user needs a user namespace for this: run it below `podman unshare`, \
+     or below `unshare --user --map-root-user --map-auto --mount`";
+
+/// Whether the system refused something to a process without privileges, which it has in a user namespace.
+fn wants_namespace(error: &anyhow::Error) -> bool {
+    let refused = error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+    });
+    refused && !graph_sys::userns::has_capabilities(graph_sys::thread::CapabilitySet::SYS_ADMIN)
+}
+
+/// The whole chain of causes on one line, and for ordinary users what to do when the system refused something.
 pub(crate) fn chain(error: impl Into<anyhow::Error>) -> String {
     let error = error.into();
     let mut text = String::new();
@@ -40,6 +52,10 @@ pub(crate) fn chain(error: impl Into<anyhow::Error>) -> String {
         }
         text.push_str(&part);
         last = part;
+    }
+    if wants_namespace(&error) {
+        text.push_str("; ");
+        text.push_str(NAMESPACE_HINT);
     }
     output::safe(&text)
 }
