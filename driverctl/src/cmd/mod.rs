@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use graph_core::ErrorKind;
 
 use crate::output;
 
@@ -31,7 +32,15 @@ pub(crate) const NAMESPACE_HINT: &str = "an ordinary user needs a user namespace
 /// Whether the system refused something to a process without privileges, which it has in a user namespace.
 fn wants_namespace(error: &anyhow::Error) -> bool {
     let refused = error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+        let io = cause.downcast_ref::<std::io::Error>();
+        // What a driver found out by trying it has no system error below it any more.
+        let store = match cause.downcast_ref::<graph_store::Error>() {
+            Some(graph_store::Error::Driver(driver)) => Some(driver),
+            _ => None,
+        };
+        let driver = cause.downcast_ref::<graph_core::Error>().or(store).map(graph_core::Error::kind);
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+            || matches!(driver, Some(ErrorKind::NotSupported | ErrorKind::Prerequisites))
     });
     refused && !graph_sys::userns::has_capabilities(graph_sys::thread::CapabilitySet::SYS_ADMIN)
 }
