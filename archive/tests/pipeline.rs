@@ -183,7 +183,8 @@ fn a_cut_blob_is_an_unexpected_end() {
         let blob = compressed(&archive, compression);
         for cut in [7, blob.len() / 2, blob.len() - 1] {
             let error = import(&blob[..cut], &Expected::default(), &Limits::default(), all).unwrap_err();
-            assert_eq!(root_cause(&error), Defect::UnexpectedEof.to_string(), "{compression:?} cut at {cut}");
+            let cause = root_cause(&error);
+            assert!(cause.starts_with(&Defect::UnexpectedEof.to_string()), "{compression:?} cut at {cut}: {cause}");
         }
     }
 }
