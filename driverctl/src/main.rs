@@ -54,6 +54,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let command = Cli::command();
     let known = |word: &&String| command.find_subcommand(word.as_str()).is_some();
     let verb = words.iter().find(known);
+    let verb_at = words.iter().position(|word| known(&word)).unwrap_or(words.len());
+    let stands_before_verb =
+        |flag: &str| words.iter().position(|word| word.starts_with(flag)).is_some_and(|at| at < verb_at);
+    let mut early = false;
     let text = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             drop(output::line(error.to_string().trim_end()));
@@ -75,6 +79,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
                 drop(output::line(&format!("{verb}: too many arguments ([{}]).", output::safe(&flag))));
                 return ExitCode::FAILURE;
             }
+            early = stands_before_verb(&flag);
             format!("flag provided but not defined: {}", output::safe(&flag))
         }
         ErrorKind::MissingRequiredArgument => {
@@ -92,11 +97,11 @@ fn refuse(error: &clap::Error) -> ExitCode {
     };
     output::complain(&text);
     match verb {
-        Some(verb) => {
+        Some(verb) if !early => {
             output::complain(&format!("See 'driverctl {verb} --help'."));
             ExitCode::from(BAD_FLAG)
         }
-        None => ExitCode::FAILURE,
+        _ => ExitCode::FAILURE,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which store: flags over environment over storage.conf.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use graph_core::config::{Environment, LoadOptions, Resolved, variable};
+use graph_core::options::{DriverOption, canonical};
 use graph_store::{Store, StoreOptions};
 
 use crate::cli::Global;
@@ -14,6 +16,8 @@ pub(crate) struct Opened {
     pub(crate) store: Store,
     /// The configuration files that were read, in the order in which they were merged.
     pub(crate) files: Vec<PathBuf>,
+    /// What names the driver, if something does: a flag, a variable, or a file and line.
+    pub(crate) asked_by: Option<String>,
     /// Keys that mean nothing, and the like, with file and line.
     pub(crate) notices: Vec<String>,
 }
@@ -66,6 +70,7 @@ pub(crate) fn open(global: &Global) -> Result<Opened> {
         options.driver = None;
         options.driver_priority = Vec::new();
         options.driver_options = Vec::new();
+        options.image_store = None;
     }
     if let Some(graph) = &global.graph {
         options.root = absolute(graph)?;
@@ -85,9 +90,31 @@ pub(crate) fn open(global: &Global) -> Result<Opened> {
     if let Some(transient) = global.transient_store {
         options.transient = transient;
     }
-    options.on_lock_wait = Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}"))));
+    if std::io::stderr().is_terminal() {
+        // For the person who waits. A script that takes both streams together is not to find this among the ids.
+        options.on_lock_wait = Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}"))));
+    }
+    let asked_by = options.driver.is_some().then(|| match &config {
+        _ if global.storage_driver.is_some() => "--storage-driver".to_owned(),
+        Some(config) if !explicit => config.origin("storage.driver").to_string(),
+        _ => format!("${}", variable::STORAGE_DRIVER),
+    });
     let (files, notices) = config.map_or_else(Default::default, |config| {
         (config.files, config.notices.iter().map(ToString::to_string).collect())
     });
-    Ok(Opened { store: Store::open(options, &registry)?, files, notices })
+    let store = Store::open(options, &registry)?;
+    refuse_others_options(&global.storage_opt, &store.selection().name)?;
+    Ok(Opened { store, files, asked_by, notices })
+}
+
+/// Refuses options on the command line that are for another driver. (storage.conf may hold several drivers' options.)
+fn refuse_others_options(options: &[String], driver: &str) -> Result<()> {
+    for option in options {
+        if let DriverOption { driver: Some(prefix), key, .. } = DriverOption::parse(option)?
+            && !canonical(&prefix.to_ascii_lowercase()).eq_ignore_ascii_case(canonical(driver))
+        {
+            bail!("{driver}: unknown option {prefix}.{key}");
+        }
+    }
+    Ok(())
 }

@@ -64,6 +64,7 @@ fn bad_words_have_the_peers_texts_and_statuses() {
         (&["mount", "--option", "nosuid", "x"], 125, "flag provided but not defined: --option"),
         (&["create-layer", "--id"], 125, "flag needs an argument: --id"),
         (&["foo"], 1, "foo: unrecognized command."),
+        (&["--nosuch", "layers"], 1, "flag provided but not defined: --nosuch"),
         (&["layer"], 1, "layer: more arguments required."),
         (&["layers", "extra"], 1, "layers: too many arguments ([extra])."),
         (&[], 1, "Usage:"),
@@ -111,7 +112,7 @@ fn layers_are_made_listed_and_deleted(store: &TestStore) {
     let child = store.ok(&["create-layer", "--id", "child", "-n", "kid", &base]);
     assert_eq!(child, "child\n\tkid\n");
     assert_eq!(store.ok(&["layers"]), format!("{base}\nchild\n\tname: kid\n"));
-    assert_eq!(store.ok(&["layers", "--tree"]), format!("(base)\n└─{base}\n  └─child\n      name: kid\n"));
+    assert_eq!(store.ok(&["layers", "--tree"]), format!("(base)\n└─{base}\n  └─child\n    name: kid\n"));
     assert!(store.ok(&["layer", "kid"]).contains(&format!("Parent: {base}\n")));
     let json = store.ok(&["layers", "--json"]);
     assert!(json.starts_with(&format!("[{{\"id\":\"{base}\",\"created\":\"")), "{json}");

@@ -142,6 +142,10 @@ impl Store {
 
     /// Removes a container's big data and both its directories.
     pub(crate) fn remove_container_data(&self, id: &str) -> Result<()> {
+        if LayerId::new(id).is_err() {
+            // A record that somebody has tampered with: what is no file name has no directories, and none is touched.
+            return Ok(());
+        }
         self.containers.dir.remove(id)?;
         match Dir::open(&self.run_containers)? {
             Some(run) => run.remove(id),

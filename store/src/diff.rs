@@ -110,18 +110,14 @@ impl Store {
         self.driver.changes(&pair.request()).map_err(|error| self.explain(&pair, error.into()))
     }
 
-    /// Bytes of the difference between `from` (`None`: its parent) and `to`.
+    /// Apparent bytes of the files that are added or modified between `from` (`None`: its parent) and `to`: what
+    /// [`graph_core::Driver::diff_size`] counts, as containers/storage's `DiffSize`. The size of the layer's archive is
+    /// [`Layer::diff_size`](crate::Layer).
     ///
     /// # Errors
     /// [`Error::LayerNotKnown`], the driver's.
     pub fn diff_size(&self, from: Option<&str>, to: &str) -> Result<u64> {
         let pair = self.pair(from, to)?;
-        if pair.is_own_diff()
-            && !pair.layer.diff_digest.is_empty()
-            && let Ok(size) = u64::try_from(pair.layer.diff_size)
-        {
-            return Ok(size);
-        }
         self.driver.diff_size(&pair.request()).map_err(|error| self.explain(&pair, error.into()))
     }
 

@@ -131,7 +131,7 @@ impl Store {
         let (split, mut packer) = self.begin_tar_split()?;
         let facts = self.read_blob(&plan.id, expected, blob, |diff| {
             let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
-            Ok(staged.apply(diff, &mut apply)?)
+            Ok(staged.apply(diff, &mut apply).map_err(|error| error.of_layer(&plan.id))?)
         })?;
         fault("import.extracted")?;
         let file = self.end_tar_split(packer, &*staged.diff_getter()?, &plan.id)?;

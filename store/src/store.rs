@@ -7,6 +7,7 @@ use std::sync::Arc;
 use graph_core::driver::Driver;
 use graph_core::fsutil::{self, Durability};
 use graph_core::lockfile::{Busy, LockFile, LockGuard, Wait};
+use graph_core::options::{DriverOption, canonical};
 use graph_core::registry::{DriverSetup, Registry};
 use graph_core::select::{SelectRequest, Selection};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId, driver};
@@ -246,10 +247,20 @@ impl Store {
             pair("Root", self.root().display().to_string()),
             pair("Run Root", self.run_root().display().to_string()),
             pair("Driver Name", self.driver.name().to_owned()),
-            pair("Driver Options", format!("[{}]", self.options.driver_options.join(" "))),
+            pair("Driver Options", format!("[{}]", self.own_driver_options().join(" "))),
         ];
         status.extend(self.driver.status()?);
         Ok(status)
+    }
+
+    /// The driver options that are for the driver in use. A configuration may have some for others.
+    fn own_driver_options(&self) -> Vec<&str> {
+        let name = self.driver.name();
+        let is_own = |option: &&String| {
+            let parsed = DriverOption::parse(option).ok().and_then(|parsed| parsed.driver);
+            parsed.is_none_or(|driver| canonical(&driver.to_ascii_lowercase()) == canonical(name))
+        };
+        self.options.driver_options.iter().filter(is_own).map(String::as_str).collect()
     }
 
     /// How hard records of a file are pushed to disk.

@@ -126,7 +126,7 @@ fn drop_ins(environment: &Environment, sources: &mut Vec<Source>) -> Result<()> 
 /// A file that is named explicitly, so it has to exist.
 pub(super) fn named(path: &Path) -> Result<Source> {
     let text = read(path)?;
-    let text = text.ok_or_else(|| Error::io("read configuration file", path, None, io::ErrorKind::NotFound))?;
+    let text = text.ok_or_else(|| Error::io("read configuration file", path, None, Errno::NOENT))?;
     Ok(Source { path: path.to_path_buf(), text, system_wide: false })
 }
 

@@ -52,6 +52,9 @@ pub(crate) fn diff(store: &Store, words: &Compared, file: Option<&Path>, options
     let reference = optional(words.reference.as_deref());
     // Asked before the file is made, so that a mistyped id doesn't empty an older one.
     let layer = store.layer(&words.layer)?;
+    if let Some(reference) = &reference {
+        store.layer(reference)?;
+    }
     let size = u64::try_from(layer.diff_size).ok().filter(|size| *size > 0 && reference.is_none());
     let bar = progress::bytes("writing", size);
     let report = match file {

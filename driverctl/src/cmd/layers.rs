@@ -1,6 +1,6 @@
 //! Layers: listing, making, showing, deleting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -76,30 +76,32 @@ fn print_tree(store: &Store, layers: &[Stored<Layer>]) -> Result<()> {
         children.entry(layer.parent.as_str()).or_default().push(layer);
     }
     // Layers whose parent nobody knows hang below their parent's id.
-    let roots = children.keys().copied().filter(|parent| !layers.iter().any(|layer| layer.id == *parent));
+    let known: HashSet<&str> = layers.iter().map(|layer| layer.id.as_str()).collect();
+    let roots = children.keys().copied().filter(|parent| !known.contains(parent));
     for root in roots.collect::<Vec<_>>() {
-        output::line(if root.is_empty() { "(base)" } else { root })?;
+        output::line(&if root.is_empty() { "(base)".to_owned() } else { safe(root) })?;
         // (layer, indent of its line, whether it is its parent's last child): deep stacks must not overflow ours.
         let mut pending: Vec<(&Stored<Layer>, String, bool)> = Vec::new();
         push_children(&children, root, "", &mut pending);
         while let Some((layer, indent, last)) = pending.pop() {
             output::line(&format!("{indent}{}{}", if last { "└─" } else { "├─" }, safe(&layer.id)))?;
             let inner = format!("{indent}{}", if last { "  " } else { "│ " });
-            let has_children = children.contains_key(layer.id.as_str());
-            let note = format!("{inner}{}", if has_children { "│ " } else { "  " });
             for name in &layer.names {
-                output::line(&format!("{note}name: {}", safe(name)))?;
+                output::line(&format!("{inner}name: {}", safe(name)))?;
+            }
+            if let Some(path) = store.mount_point(&layer.id)? {
+                output::line(&format!("{inner}mount: {}", safe(&path.display().to_string())))?;
             }
             for image in users.images(&layer.id) {
-                output::line(&format!("{note}image: {}", safe(&image.id)))?;
+                output::line(&format!("{inner}image: {}", safe(&image.id)))?;
                 for name in &image.names {
-                    output::line(&format!("{note}image name: {}", safe(name)))?;
+                    output::line(&format!("{inner}image name: {}", safe(name)))?;
                 }
             }
             for container in users.containers(&layer.id) {
-                output::line(&format!("{note}container: {}", safe(&container.id)))?;
+                output::line(&format!("{inner}container: {}", safe(&container.id)))?;
                 for name in &container.names {
-                    output::line(&format!("{note}container name: {}", safe(name)))?;
+                    output::line(&format!("{inner}container name: {}", safe(name)))?;
                 }
             }
             push_children(&children, &layer.id, &inner, &mut pending);

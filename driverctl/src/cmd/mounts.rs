@@ -79,9 +79,10 @@ pub(crate) fn unmount(store: &Store, words: &Objects, force: bool) -> Result<Out
     let mut answers = Vec::new();
     for object in &words.objects {
         let (gone, image) = match store.unmount(object, force) {
-            Err(error) if error.kind() == ErrorKind::LayerNotKnown => {
-                (top_layer(store, object).and_then(|layer| Ok(store.unmount(&layer, force)?)), true)
-            }
+            Err(error) if error.kind() == ErrorKind::LayerNotKnown => match store.image(object) {
+                Ok(_) => (top_layer(store, object).and_then(|layer| Ok(store.unmount(&layer, force)?)), true),
+                Err(_) => (Err(error.into()), false),
+            },
             other => (other.map_err(anyhow::Error::from), false),
         };
         let error = match gone {

@@ -14,6 +14,9 @@ pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
     let mut add = |key: &str, value: String| pairs.push((key.to_owned(), value));
     add("Backing Filesystem Of Graph Root", selection.backing_file_system.clone());
     add("Chosen Because", selection.why.to_owned());
+    if let Some(place) = &opened.asked_by {
+        add("Asked For By", place.clone());
+    }
     for candidate in &selection.report {
         add("Candidate", candidate.to_string());
     }

@@ -32,6 +32,8 @@ use std::sync::Arc;
 
 use graph_core::registry::{DriverFactory, DriverSetup};
 use graph_core::{Driver, Error, LayerId, Result};
+use graph_sys::fs;
+use graph_sys::io::Errno;
 
 use layout::{Home, LINK, Layer, LinkId, Role, Small};
 
@@ -79,10 +81,18 @@ impl Homes {
         let images = setup.image_store.as_ref().map(|root| Home::create(&root.join(name), Role::Images)).transpose()?;
         let mut homes = Self { own, images, additional: Vec::new() };
         for root in additional {
-            if layout::open_dir(graph_sys::fs::CWD, root).is_err() {
+            // The operator's path: it may be a link. The words are the peer's.
+            let reason = match fs::stat(root) {
+                Ok(stat) if fs::FileType::from_raw_mode(stat.st_mode).is_dir() => None,
+                Ok(_) => Some("not a directory".to_owned()),
+                Err(Errno::NOENT) => Some("no such file or directory".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(reason) = reason {
+                let root = root.display();
                 return Err(Error::Config {
-                    place: "overlay.additionalimagestore".into(),
-                    problem: format!("image store {} is not a directory that can be read", root.display()),
+                    place: DRIVER.into(),
+                    problem: format!("can't stat imageStore dir {root}: stat {root}: {reason}"),
                 });
             }
             // A store that has no layers yet has no home either.

@@ -97,8 +97,8 @@ impl Options {
             }
             _ => {
                 return Err(Error::Config {
-                    place: key.to_owned(),
-                    problem: "unknown option of the overlay driver".into(),
+                    place: "overlay".to_owned(),
+                    problem: format!("unknown option overlay.{key}"),
                 });
             }
         }
@@ -124,7 +124,7 @@ impl Options {
             );
         }
         if self.size.is_some() || self.inodes.is_some() {
-            return refuse("options size and inodes (they need project quotas, which this driver does not set)");
+            return refuse("setting size or inodes (they need project quotas, which this driver does not set)");
         }
         Ok(())
     }
@@ -267,6 +267,9 @@ mod tests {
             assert!(matches!(&error, Error::Config { .. }), "{key}={value}: {error}");
             assert!(error.to_string().contains(key), "{error}");
         }
+        // The peer's words.
+        let unknown = parse(&[("foo", "1")]).unwrap_err();
+        assert_eq!(unknown.to_string(), "overlay: unknown option overlay.foo");
     }
 
     #[test]

@@ -35,7 +35,11 @@ impl Options {
         let mut options = Self::default();
         for (key, value) in pairs {
             let key = key.to_ascii_lowercase();
-            options.set(&key, value).map_err(|problem| Error::Config { place: format!("vfs.{key}"), problem })?;
+            options.set(&key, value).map_err(|problem| match key.as_str() {
+                // containers/storage's words.
+                "mountopt" => Error::Config { place: "vfs".to_owned(), problem },
+                _ => Error::Config { place: format!("vfs.{key}"), problem },
+            })?;
         }
         Ok(options)
     }
@@ -58,8 +62,8 @@ impl Options {
                     _ => return Err(format!("{value:?} is neither \"none\" nor \"filesystem\"")),
                 };
             }
-            "mountopt" => return Err("the vfs driver mounts nothing and takes no mount options".to_owned()),
-            _ => return Err("unknown option of the vfs driver".to_owned()),
+            "mountopt" => return Err("vfs driver does not support mount options".to_owned()),
+            _ => return Err(format!("vfs driver does not support vfs.{key} options")),
         }
         Ok(())
     }
@@ -102,8 +106,8 @@ mod tests {
     #[test]
     fn refusals_name_the_key() {
         for (key, value, expected) in [
-            ("mountopt", "nodev", "vfs.mountopt: the vfs driver mounts nothing and takes no mount options"),
-            ("no_such_key", "1", "vfs.no_such_key: unknown option of the vfs driver"),
+            ("mountopt", "nodev", "vfs: vfs driver does not support mount options"),
+            ("no_such_key", "1", "vfs.no_such_key: vfs driver does not support vfs.no_such_key options"),
             ("ignore_chown_errors", "yes", "vfs.ignore_chown_errors: \"yes\" is not a boolean (true or false)"),
             ("sync", "fs", "vfs.sync: \"fs\" is neither \"none\" nor \"filesystem\""),
             ("imagestore", "a/b", "vfs.imagestore: image store \"a/b\" is not an absolute path"),
