@@ -1,4 +1,4 @@
-//! `examples/engine.rs` does what it says, on both drivers, as configured by a storage.conf.
+//! `examples/engine.rs` does what it says, on both drivers, as configured by a storage.conf, as root and in a user namespace.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::disallowed_methods, missing_docs, reason = "tests")]
 
@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const INSIDE: &str = "GRAPHDRIVER_TEST_INSIDE";
+
+/// Runs its arguments as root of a new user namespace of 65,536 ids, in a mount namespace that belongs to it. Somebody has to
+/// hold the namespace until it is entered, and mapped ids have to be entered, as an exec without them loses all rights.
+const USER_NAMESPACE: &str = "unshare --user sleep 1000 & pid=$!; trap 'kill $pid' EXIT; \
+    while [ \"$(readlink /proc/self/ns/user)\" = \"$(readlink /proc/$pid/ns/user)\" ]; do sleep 0.01; done; \
+    echo 0 100000 65536 >/proc/$pid/uid_map && echo 0 100000 65536 >/proc/$pid/gid_map && \
+    nsenter --target $pid --user --setuid 0 --setgid 0 unshare --mount --propagation private \"$@\"";
 
 /// Examples lie beside the directory of the tests.
 fn example(name: &str) -> PathBuf {
@@ -46,8 +53,15 @@ fn engine(driver: &str, name: &str) {
         return;
     }
     if std::env::var_os(INSIDE).is_none() {
-        let out = Command::new("unshare")
-            .args(["--mount", "--propagation", "private"])
+        let mut command;
+        if name.starts_with("userns_") {
+            command = Command::new("sh");
+            command.args(["-c", USER_NAMESPACE, "sh"]);
+        } else {
+            command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private"]);
+        }
+        let out = command
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(INSIDE, "1")
@@ -108,4 +122,14 @@ fn root_the_example_engine_on_overlay() {
 #[test]
 fn root_the_example_engine_on_vfs() {
     engine("vfs", "root_the_example_engine_on_vfs");
+}
+
+#[test]
+fn userns_the_example_engine_on_overlay() {
+    engine("overlay", "userns_the_example_engine_on_overlay");
+}
+
+#[test]
+fn userns_the_example_engine_on_vfs() {
+    engine("vfs", "userns_the_example_engine_on_vfs");
 }
