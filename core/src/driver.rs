@@ -1,4 +1,4 @@
-//! The [`Driver`] trait. Its documentation is the contract; [`crate::conformance`] is its test.
+//! The [`Driver`] trait. Its documentation is the contract; `conformance` is its test.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +34,7 @@ pub use graph_archive::split::FileGetter;
 ///
 /// What the method names mean comes from containers/storage's `drivers.Driver` (their Go names are doc aliases); where
 /// its drivers disagree among each other, one behaviour was chosen and is stated here. Whoever writes a driver proves it
-/// with the suite [`crate::conformance`]. Whoever writes a decorator puts
+/// with the suite `conformance`. Whoever writes a decorator puts
 /// `#[deny(clippy::missing_trait_methods)]` on its impl, so that no method is passed over.
 ///
 /// # Locks

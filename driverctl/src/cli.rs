@@ -300,7 +300,10 @@ pub(crate) enum Verb {
         /// A name for it, instead of those in the files; may be given several times
         #[arg(long, short = 'n', value_name = "NAME", action = ArgAction::Append)]
         name: Vec<String>,
-        /// oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], or a directory or file of one of these
+        // No comment for documentation: it would take the brackets for links.
+        #[arg(
+            help = "oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], or a directory or file of one of these"
+        )]
         source: String,
         #[command(flatten)]
         json: Json,
@@ -312,7 +315,7 @@ pub(crate) enum Verb {
         compression: String,
         /// The image
         image: String,
-        /// oci:DIR[:NAME], or a directory
+        #[arg(help = "oci:DIR[:NAME], or a directory")]
         target: String,
         #[command(flatten)]
         json: Json,

@@ -319,3 +319,28 @@ fn containers_and_images(store: &TestStore) {
     assert_eq!(both(&out), format!("localhost/x:1: {layer}\n"));
     assert_eq!(store.ok(&["layers"]), "");
 }
+
+#[test]
+fn root_progress_is_for_terminals_only() {
+    let name = "root_progress_is_for_terminals_only";
+    if !support::have("script", name) || !in_own_mount_namespace(name) {
+        return;
+    }
+    let store = TestStore::new("vfs");
+    let tar = store.path("many.tar");
+    support::many_files_tar(&tar, 40, 20);
+    let tar = tar.display().to_string();
+    // Into a pipe: not a byte. (`ok` looks.)
+    store.ok(&["import-layer", "--id", "piped", "-f", &tar]);
+    store.ok(&["diff", "-u", "-f", "/dev/null", "piped"]);
+    // On a terminal: a bar, wiped at the end.
+    let words = store.global().join(" ");
+    for verb in [format!("import-layer --id shown -f {tar}"), "diff -u -f /dev/null shown".to_owned()] {
+        let line = format!("{DRIVERCTL} {words} {verb}");
+        let out = Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").output().unwrap();
+        let shown = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{shown}");
+        assert!(shown.contains('[') && shown.contains("B/"), "{verb}: no bar: {shown:?}");
+    }
+    assert_eq!(store.ok(&["layers"]), "piped\nshown\n");
+}

@@ -3,7 +3,7 @@
 //! The peers write their records with Go's encoder: compact, fields in the order of the struct, map keys sorted, and
 //! `<`, `>`, `&`, U+2028 and U+2029 escaped in strings. Nobody takes a digest of these files, but tests and scripts cut
 //! them up with sed, so the bytes are the same here. A record that is not changed is not even re-encoded: the text it was
-//! read from is written again ([`Slot`]), so that whatever a newer peer put in survives byte for byte.
+//! read from is written again (`Slot`), so that whatever a newer peer put in survives byte for byte.
 
 use std::io;
 use std::sync::Arc;

@@ -91,6 +91,7 @@ fn check_and_test(args: &[String]) -> Result<()> {
     }
     execute(cargo().args(["fmt", "--all", "--check"]))?;
     execute(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    execute(cargo().args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     // The tests run the command line too, as its users have it.
     execute(cargo().args(["build", "--quiet", "--workspace", "--bins", "--examples"]))?;
     let junit = top().join("target/nextest/ci/junit.xml");

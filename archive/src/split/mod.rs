@@ -1,6 +1,6 @@
 //! tar-split: what is needed, beside the files of a layer, to put its archive together again byte for byte.
 //!
-//! A tar-split is a list of records ([`format`]): raw bytes of the archive (headers, padding, end blocks), and, where the
+//! A tar-split is a list of records ([`mod@format`]): raw bytes of the archive (headers, padding, end blocks), and, where the
 //! content of a file stood, the file's name, size and checksum. [`Packer`] makes the list while the archive is applied,
 //! [`assemble`] puts the archive together from the list and the files.
 //!
