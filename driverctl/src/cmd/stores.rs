@@ -30,7 +30,8 @@ pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
     for feature in KernelFeatures::probe().rows() {
         let state = match feature.support {
             Support::Works => "works".to_owned(),
-            _ => format!("missing; instead: {}", feature.fallback),
+            Support::NotPermitted => format!("not permitted; instead: {}", feature.fallback),
+            Support::Missing => format!("missing; instead: {}", feature.fallback),
         };
         add(&format!("Kernel: {}", feature.name), state);
     }
