@@ -20,6 +20,7 @@ use graph_sys::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 fn umask_descriptors_and_memory() {
     any_umask();
     few_descriptors();
+    deep_trees_are_replaced_with_few_descriptors();
     little_memory();
 }
 
@@ -114,4 +115,41 @@ fn little_memory() {
     let (peak, _) = resident();
     assert_eq!(report.entries, 100_000);
     assert!(peak - before < 8 * 1024, "{} KiB more at the peak", peak - before);
+}
+
+fn deep_trees_are_replaced_with_few_descriptors() {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: before.maximum }).unwrap();
+    let deep = ["d"; 1500].join("/");
+    for lower in [false, true] {
+        for end in [file("d", "now a file"), file(".wh.d", ""), file(".wh..wh..opq", "")] {
+            let scratch = tempfile::tempdir().unwrap();
+            let tree = vec![
+                file(format!("{deep}/f"), ""),
+                file("d/z", "1"),
+                file("d/d/d/b", "1"),
+                dir("d/d/c").time(5, 5),
+                dir("d/d").time(6, 6),
+            ];
+            let own = [file(format!("{deep}/own"), ""), file("d/own", "")];
+            let whiteout = end.entry.path != b"d";
+            if lower {
+                apply_plain(scratch.path(), &tree).unwrap();
+                apply_plain(scratch.path(), &[&own[..], &[end]].concat()).unwrap();
+            } else {
+                apply_plain(scratch.path(), &[&tree[..], &own, &[end]].concat()).unwrap();
+            }
+            let at = |path: &str| scratch.path().join(path).symlink_metadata().is_ok();
+            assert_eq!(
+                (at("d/z"), at("d/d/d/b"), at("d/d/c"), at("d/own")),
+                match (whiteout, lower) {
+                    (false, _) => (false, false, false, false),
+                    (true, true) => (false, false, false, true),
+                    (true, false) => (true, true, true, true),
+                }
+            );
+            graph_sys::remove::remove_tree(File::open(scratch.path()).unwrap(), "d").unwrap();
+        }
+    }
+    setrlimit(Resource::Nofile, before).unwrap();
 }

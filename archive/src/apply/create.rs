@@ -14,6 +14,7 @@ use super::dirs::{Dir, Opened};
 use super::engine::Engine;
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Defect, Error, Result};
+use crate::whiteout::Whiteout;
 
 /// How often a name is cleared before somebody else is taken to be filling it again and again.
 const ATTEMPTS: usize = 16;
@@ -37,6 +38,10 @@ pub(super) struct Writing {
 }
 
 impl Writing {
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
     /// Writes `bytes` at `offset`.
     pub(super) fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
         let (Handle::Open(fd) | Handle::Path(fd)) = &self.file;
@@ -218,9 +223,13 @@ impl Engine<'_> {
 
     /// Makes the directory that nobody states.
     pub(super) fn make_implied(&mut self, parent: &Rc<Dir>, name: &[u8]) -> Result<Rc<Dir>> {
+        let path = parent.child(name);
+        // Members' own names were looked at; this one comes out of a symbolic link's target.
+        if Whiteout::parse(name) != Ok(None) {
+            return Err(self.input(&path, Defect::InvalidWhiteout));
+        }
         let attributes = self.implied()?;
         parent.prepare(self.gid)?;
-        let path = parent.child(name);
         self.place_directory(parent, name, &path, &attributes, false)
     }
 

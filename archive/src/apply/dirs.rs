@@ -13,12 +13,18 @@ use std::rc::Rc;
 use graph_sys::fs::{self, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use graph_sys::io::Errno;
 
-use super::names::{is_within, join};
+use super::names::{is_within, join, split};
 use crate::error::{Error, Result};
 
 /// Directories kept open. Layers are walked in order nearly always, so that more would hardly be used, and many layers
 /// may be applied at the same time under the usual limit of 1,024 descriptors.
 const OPEN_DIRECTORIES: usize = 256;
+
+/// How many parts of a path are looked up before all open directories are gone through instead.
+const LOOK_UPS: usize = 8;
+
+/// How many are closed at once when there are too many: finding the ones to close costs as much as a system call.
+const CLOSED_AT_ONCE: usize = 16;
 
 /// Access and modification time of a file.
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +159,25 @@ impl Dirs {
         Some(Rc::clone(dir))
     }
 
+    /// The open directory that is nearest on the way to `path` (clean), or `path` itself.
+    pub(super) fn nearest(&mut self, path: &[u8]) -> Option<Rc<Dir>> {
+        let mut at = path;
+        for _ in 0..LOOK_UPS {
+            if at.is_empty() {
+                return None;
+            }
+            if let Some(dir) = self.get(at) {
+                return Some(dir);
+            }
+            at = split(at).0;
+        }
+        // Looking up every part of a long path takes time that grows with the square of its length.
+        let within = self.open.values().filter(|dir| is_within(at, &dir.path));
+        let nearest = Rc::clone(within.max_by_key(|dir| dir.path.len())?);
+        nearest.used.set(self.clock);
+        Some(nearest)
+    }
+
     /// Opens the real directory `name` in `parent`. A symbolic link is not followed, a mount point not entered.
     pub(super) fn open(&mut self, parent: &Dir, name: &[u8]) -> Result<Opened> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -183,7 +208,7 @@ impl Dirs {
     /// Keeps `dir` open, and closes the one that was not used for longest when there are too many.
     pub(super) fn insert(&mut self, dir: Dir) -> Result<Rc<Dir>> {
         if self.open.len() >= OPEN_DIRECTORIES {
-            self.close_oldest(1)?;
+            self.close_oldest(CLOSED_AT_ONCE)?;
         }
         self.clock = self.clock.saturating_add(1);
         dir.used.set(self.clock);

@@ -58,6 +58,9 @@ pub(super) struct Engine<'o> {
     /// Directories that this layer made in directories that are not fresh.
     fresh: PathSet,
     pub(super) opaque: PathSet,
+    /// Names whose content the observer has, or of which it has none: sparse members, those reached through links, and
+    /// hard links, which share another name's. One header makes any of them as big as the disk.
+    pub(super) unwanted: PathSet,
     pub(super) links: Links,
     pub(super) implied: Option<Attributes>,
     pub(super) report: ApplyReport,
@@ -130,6 +133,7 @@ impl<'o> Engine<'o> {
             foreign: PathSet::default(),
             fresh: PathSet::default(),
             opaque: PathSet::default(),
+            unwanted: PathSet::default(),
             links: Links::default(),
             implied: None,
             report: ApplyReport::default(),
@@ -192,7 +196,10 @@ impl<'o> Engine<'o> {
             ContentPlace::OnDisk
         };
         match self.create(&parent.dir, last, entry)? {
-            Some(file) => Ok(Outcome::File(file, place)),
+            Some(file) => {
+                self.note_content(file.path(), place == ContentPlace::OnDisk);
+                Ok(Outcome::File(file, place))
+            }
             None => Ok(Outcome::Done(ContentPlace::OnDisk)),
         }
     }
@@ -282,6 +289,18 @@ impl<'o> Engine<'o> {
         }
     }
 
+    /// Notes whether the content of the file just made at `path` is to be handed over before it is lost.
+    pub(super) fn note_content(&mut self, path: &[u8], wanted: bool) {
+        if self.options.observer.is_none() {
+            return;
+        }
+        if wanted {
+            self.unwanted.remove(path);
+        } else {
+            self.unwanted.insert(path);
+        }
+    }
+
     /// As [`Engine::make_ours`], for a directory that was not there before.
     pub(super) fn make_fresh(&mut self, dir: &Dir, path: &[u8]) {
         self.make_ours(dir, path);
@@ -359,18 +378,8 @@ impl<'o> Engine<'o> {
         let mut links = 0u32;
         // Components to come, the next one last.
         let mut pending: Vec<Vec<u8>> = Vec::new();
-        let mut here = Rc::clone(&self.root);
-        let mut ancestor = path;
-        while !ancestor.is_empty() {
-            let (parent, component) = split(ancestor);
-            pending.push(component.to_vec());
-            if let Some(dir) = self.dirs.get(parent) {
-                here = dir;
-                break;
-            }
-            ancestor = parent;
-        }
-        // The canonical path, once it has left this layer's own tree.
+        let mut here = self.nearest_open(path, &mut pending);
+        // The canonical path, once it has left this layer's own tree, which it did in `here`.
         let mut below: Option<Vec<u8>> = None;
         while let Some(component) = pending.pop() {
             let target = match component.as_slice() {
@@ -378,10 +387,14 @@ impl<'o> Engine<'o> {
                 // Out of a symbolic link's target.
                 long if long.len() > 255 => return Err(self.input(name, Defect::InvalidName)),
                 b".." => {
-                    // Back to the root, and down to the canonical parent.
-                    let at = below.take().unwrap_or_else(|| here.path.to_vec());
-                    pending.extend(split(&at).0.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
-                    here = Rc::clone(&self.root);
+                    // To the canonical parent, which is open nearly always: links may go up and down thousands of times.
+                    match below.take() {
+                        Some(mut at) => {
+                            at.truncate(split(&at).0.len());
+                            below = (at.len() > here.path.len()).then_some(at);
+                        }
+                        None => here = self.nearest_open(split(&here.path).0, &mut pending),
+                    }
                     continue;
                 }
                 _ => match &mut below {
@@ -421,15 +434,20 @@ impl<'o> Engine<'o> {
             if absolute {
                 here = Rc::clone(&self.root);
                 below = None;
-            } else if let Some(at) = below.take() {
-                pending.extend(at.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
-                here = Rc::clone(&self.root);
             }
         }
         Ok(Some(match below {
             Some(path) => Seen::Below(path),
             None => Seen::Here(Located { dir: here, by_link }),
         }))
+    }
+
+    /// The nearest open directory on the way to `path` (clean), or that itself; what is left of the way is put on `pending`.
+    fn nearest_open(&mut self, path: &[u8], pending: &mut Vec<Vec<u8>>) -> Rc<Dir> {
+        let here = self.dirs.nearest(path).unwrap_or_else(|| Rc::clone(&self.root));
+        let rest = path.get(here.path.len()..).unwrap_or_default();
+        pending.extend(rest.rsplit(|byte| *byte == b'/').filter(|part| !part.is_empty()).map(<[u8]>::to_vec));
+        here
     }
 
     fn step(&mut self, here: &Rc<Dir>, component: &[u8], walk: Walk) -> Result<Step> {

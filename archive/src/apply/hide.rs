@@ -8,9 +8,8 @@ use graph_sys::io::Errno;
 
 use super::dirs::{Dir, Times};
 use super::engine::{Engine, Located, Overlay, Seen, Walk};
-use super::names::split;
 use super::options::WhiteoutForm;
-use super::remove::{Sweep, open_beneath, remove};
+use super::remove::{Sweep, remove};
 use crate::error::{Error, Result};
 
 impl Engine<'_> {
@@ -60,14 +59,8 @@ impl Engine<'_> {
     }
 
     /// Whether a whiteout of this layer hides `path`. For unknown lower layers, where nothing else is foreign.
-    fn is_below_whiteout(&self, mut path: &[u8]) -> bool {
-        while !path.is_empty() {
-            if self.foreign.contains(path) {
-                return true;
-            }
-            path = split(path).0;
-        }
-        false
+    fn is_below_whiteout(&self, path: &[u8]) -> bool {
+        self.foreign.contains_part(path)
     }
 
     /// Reduces a directory to what this layer has made. Whether it is still there.
@@ -81,10 +74,9 @@ impl Engine<'_> {
         self.forget_paths();
         self.dirs.retire(path)?;
         dir.prepare(self.gid)?;
-        let fd = open_beneath(dir.as_fd(), name, path)?;
-        let again = open_beneath(dir.as_fd(), name, path)?;
+        let fd = self.open_beneath(dir.as_fd(), name, path)?;
         let before = fs::fstat(&fd).map_err(|error| Error::io("stat directory", path, error))?;
-        let kept = self.sweep(again, path, fresh, Sweep::NotOurs)?;
+        let kept = self.sweep(fd.as_fd(), path, fresh, Sweep::NotOurs)?;
         if !ours && !kept {
             self.foreign.remove(path);
             remove(&**dir, name, path, AtFlags::REMOVEDIR)?;
@@ -93,7 +85,7 @@ impl Engine<'_> {
         if ours {
             fs::futimens(&fd, &Times::of(&before).stamps()).map_err(|error| Error::io("set times of", path, error))?;
         } else {
-            self.reset(&fd, path)?;
+            self.reset(fd.as_fd(), path)?;
         }
         self.make_fresh(dir, path);
         if self.overlay.is_some()
@@ -102,6 +94,8 @@ impl Engine<'_> {
         {
             self.set_opaque(&fd, path)?;
         }
+        // With or without a mark, nothing of lower layers shows in it from now on.
+        self.opaque.insert(path);
         Ok(true)
     }
 
@@ -115,10 +109,7 @@ impl Engine<'_> {
         self.forget_paths();
         self.dirs.retire(&dir.path)?;
         dir.prepare(self.gid)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let again =
-            fs::openat(&*dir, ".", flags, Mode::empty()).map_err(|error| Error::io("open directory", path, error))?;
-        self.sweep(again, &dir.path, dir.fresh.get(), Sweep::NotOurs)?;
+        self.sweep(dir.as_fd(), &dir.path, dir.fresh.get(), Sweep::NotOurs)?;
         if !dir.fresh.replace(true) && !dir.path.is_empty() {
             // What is left in it is all ours. The root remembers that itself.
             self.set_fresh(&dir.path);
@@ -131,9 +122,10 @@ impl Engine<'_> {
                 dir.hidden.set(true);
             } else if dir.path.is_empty() {
                 self.hide_root(&dir)?;
-                self.opaque.insert(b"");
             }
         }
+        // With or without a mark, nothing of lower layers shows in it from now on.
+        self.opaque.insert(&dir.path);
         dir.seal()
     }
 
@@ -149,7 +141,7 @@ impl Engine<'_> {
                 None => self.write_whiteout(root, &name, &name)?,
                 Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                     if self.below(root, &name)?.is_some_and(|found| found.is_dir()) {
-                        let fd = open_beneath(root.as_fd(), &name, &name)?;
+                        let fd = self.open_beneath(root.as_fd(), &name, &name)?;
                         self.set_opaque(&fd, &name)?;
                     }
                 }

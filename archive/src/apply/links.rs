@@ -174,6 +174,7 @@ impl Engine<'_> {
             Err(error) => return Err(self.link_failed(&from, last, &path, member, error)?),
         }
         self.make_ours(dir, &path);
+        self.note_content(&path, false);
         Ok(Linked::Done)
     }
 

@@ -91,17 +91,36 @@ pub(super) struct PathSet {
 }
 
 impl PathSet {
+    fn hash(&self, path: &[u8]) -> u64 {
+        let mut hasher = self.keys.build_hasher();
+        hasher.write(path);
+        hasher.finish()
+    }
     pub(super) fn insert(&mut self, path: &[u8]) {
-        let hash = self.keys.hash_one(path);
+        let hash = self.hash(path);
         self.hashes.insert(hash);
     }
     pub(super) fn remove(&mut self, path: &[u8]) {
         if !self.hashes.is_empty() {
-            self.hashes.remove(&self.keys.hash_one(path));
+            self.hashes.remove(&self.hash(path));
         }
     }
     pub(super) fn contains(&self, path: &[u8]) -> bool {
-        !self.hashes.is_empty() && self.hashes.contains(&self.keys.hash_one(path))
+        !self.hashes.is_empty() && self.hashes.contains(&self.hash(path))
+    }
+    /// Whether it holds `path` or any of the directories on the way to it, the root left out. One pass over `path`.
+    pub(super) fn contains_part(&self, path: &[u8]) -> bool {
+        if self.hashes.is_empty() {
+            return false;
+        }
+        let mut hasher = self.keys.build_hasher();
+        path.split_inclusive(|byte| *byte == b'/').any(|part| {
+            let (component, slash) = part.split_at(part.len().saturating_sub(usize::from(part.ends_with(b"/"))));
+            hasher.write(component);
+            let found = self.hashes.contains(&hasher.finish());
+            hasher.write(slash);
+            found
+        })
     }
     pub(super) fn is_empty(&self) -> bool {
         self.hashes.is_empty()
@@ -132,6 +151,19 @@ mod tests {
             assert_eq!(clean(name), Ok(Clean { path: path.to_vec(), climbs: *climbs }));
         }
         assert_eq!(clean(&long), Err(Defect::InvalidName));
+    }
+
+    #[test]
+    fn parts_of_paths_are_found_as_paths() {
+        let mut set = PathSet::default();
+        assert!(!set.contains_part(b"a/b"));
+        set.insert(b"a/bc");
+        for (path, found) in [("a/bc", true), ("a/bc/d/e", true), ("a/b", false), ("a/bcd", false), ("a", false)] {
+            assert_eq!(set.contains_part(path.as_bytes()), found, "{path}");
+        }
+        set.remove(b"a/bc");
+        set.insert(b"f");
+        assert!(set.contains_part(b"f/g") && !set.contains_part(b"a/bc"));
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub(super) struct Kept {
     contents: HashMap<ContentKey, Place>,
 }
 
+/// Archives may replace a million files of one byte.
+fn buffer_bytes(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX).clamp(512, 64 << 10)
+}
+
 impl Kept {
     /// `scratch` is the directory that the unlinked file is made in, if one is needed.
     pub(super) fn new(scratch: OwnedFd) -> Self {
@@ -61,7 +66,7 @@ impl Kept {
         let in_memory =
             usize::try_from(size).is_ok_and(|size| before.checked_add(size).is_some_and(|end| end <= MEMORY_BYTES));
         let mut crc = Crc64::default();
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; buffer_bytes(size)];
         let mut count = 0_u64;
         loop {
             let read = match content.read(&mut buffer) {
@@ -124,7 +129,7 @@ impl Kept {
     }
 
     fn same(&self, a: Place, b: Place, size: u64) -> io::Result<bool> {
-        let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+        let (mut left, mut right) = (vec![0; buffer_bytes(size)], vec![0; buffer_bytes(size)]);
         let mut offset = 0;
         while offset < size {
             let part = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(left.len());

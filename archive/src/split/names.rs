@@ -21,13 +21,29 @@ impl NameHasher {
     }
 
     fn hash_clean(&self, name: &[u8]) -> NameHash {
-        let one = |state: &RandomState| {
-            let mut hasher = state.build_hasher();
-            hasher.write(name);
-            u128::from(hasher.finish())
-        };
-        one(&self.low) | (one(&self.high) << 64)
+        let (mut low, mut high) = (self.low.build_hasher(), self.high.build_hasher());
+        low.write(name);
+        high.write(name);
+        together(&low, &high)
     }
+
+    /// The hashes of all directories on the way to `name` (clean), and its own, in one pass over it.
+    fn parts<'n>(&self, name: &'n [u8]) -> impl Iterator<Item = NameHash> + 'n {
+        let (mut low, mut high) = (self.low.build_hasher(), self.high.build_hasher());
+        name.split_inclusive(|byte| *byte == b'/').map(move |part| {
+            let (component, slash) = part.split_at(part.len().saturating_sub(usize::from(part.ends_with(b"/"))));
+            low.write(component);
+            high.write(component);
+            let hash = together(&low, &high);
+            low.write(slash);
+            high.write(slash);
+            hash
+        })
+    }
+}
+
+fn together(low: &impl Hasher, high: &impl Hasher) -> NameHash {
+    u128::from(low.finish()) | (u128::from(high.finish()) << 64)
 }
 
 /// The names of an archive's members so far.
@@ -83,11 +99,7 @@ impl Names {
         if self.last_parent.0 == parent {
             return self.last_parent.1;
         }
-        let ends = parent.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
-        let below = ends
-            .chain([parent.len()])
-            .filter_map(|end| parent.get(..end))
-            .any(|prefix| self.symlinks.contains(&self.hasher.hash_clean(prefix)));
+        let below = self.hasher.parts(parent).any(|hash| self.symlinks.contains(&hash));
         self.last_parent.0.clear();
         self.last_parent.0.extend_from_slice(parent);
         self.last_parent.1 = below;
