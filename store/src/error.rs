@@ -130,6 +130,25 @@ pub enum Error {
         /// The parent.
         parent: String,
     },
+    /// Somebody else mounted, filled or built on an empty layer that was being filled; to be tried again.
+    #[error(
+        "layer {id} was changed or removed by somebody else while a diff for it was read; it was not touched, try again"
+    )]
+    LayerChanged {
+        /// The layer.
+        id: String,
+    },
+    /// Filling a layer in place failed in the middle.
+    #[error(
+        "layer {id} holds a part of the diff now, its record is as before; delete the layer, or apply a whole diff"
+    )]
+    PartlyApplied {
+        /// The layer.
+        id: String,
+        /// What failed.
+        #[source]
+        source: Box<Error>,
+    },
     /// The object lies in an additional store, which is never written.
     #[error("{what} is in the read-only store {}: called a write method on a read-only store", store.display())]
     ReadOnlyStore {
@@ -261,7 +280,7 @@ pub enum ErrorKind {
     LayerHasChildren,
     /// A layer that an image uses.
     LayerUsedByImage,
-    /// A layer that a container uses, or that is mounted.
+    /// A layer that a container uses, that is mounted, or that somebody else changed.
     LayerUsedByContainer,
     /// An image that a container uses.
     ImageUsedByContainer,
@@ -346,6 +365,8 @@ impl Error {
                 ErrorKind::InvalidArgument
             }
             Self::Corrupt { .. } | Self::DuplicateName { .. } | Self::Encode { .. } => ErrorKind::Corrupt,
+            Self::LayerChanged { .. } => ErrorKind::LayerUsedByContainer,
+            Self::PartlyApplied { source, .. } => source.kind(),
             Self::Driver(_) => ErrorKind::Driver,
             Self::Archive { .. } => ErrorKind::Archive,
             Self::Io { .. } => ErrorKind::Io,

@@ -126,7 +126,7 @@ impl<T: Record> Group<T> {
         let mut files = Vec::with_capacity(self.files.len());
         for file in &self.files {
             let bytes = file.dir.read(file.name)?.unwrap_or_default();
-            let slots = json::parse_array(&bytes)
+            let slots = json::parse_array(bytes)
                 .map_err(|source| Error::Corrupt { path: file.dir.path().join(file.name), source })?;
             files.push(slots);
         }

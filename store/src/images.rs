@@ -104,7 +104,7 @@ impl Store {
         if images.table().by_id(id.as_str()).is_some() {
             return Err(Error::IdInUse { kind: "image", id: id.to_string() });
         }
-        for name in &options.names {
+        for name in options.names.iter().filter(|_| !options.take_names) {
             if let Some(owner) = images.table().by_name(name) {
                 return Err(Error::ImageNameInUse { name: name.clone(), owner: owner.id.clone() });
             }
@@ -120,14 +120,16 @@ impl Store {
             flags: options.flags.clone(),
             ..Image::default()
         };
-        let mut write = || -> Result<()> {
+        let write = || -> Result<()> {
             self.images.dir.remove(id.as_str())?; // of a dead image of that id
             for (key, data) in &options.big_data {
                 bigdata::write(&self.images.dir, owner(id.as_str()), key, data, Durability::Data)?;
                 note_big_data(&mut image, key, data);
                 fault("image.data-written")?;
             }
-            images.change().insert(image.clone(), STABLE);
+            let names = std::mem::take(&mut image.names);
+            images.change().insert(image, STABLE);
+            images.change().set_names(id.as_str(), &names);
             images.save(&[STABLE])
         };
         if let Err(error) = write() {
@@ -140,13 +142,15 @@ impl Store {
         images.table().by_id(id.as_str()).map(|image| Stored::new(image, Home::Own)).ok_or_else(unknown)
     }
 
-    /// Removes an image that could not be made: its record, should it have been written, then its data.
+    /// Removes an image that could not be made. Its data first: where the disk is full, the records can be written after
+    /// that.
     fn abandon_image(&self, images: &mut Writing<'_, Image>, id: &str) -> Result<()> {
+        self.images.dir.remove(id)?;
         if images.table().by_id(id).is_some() {
             images.change().remove(&[id]);
             images.save(&[STABLE])?;
         }
-        self.images.dir.remove(id)
+        Ok(())
     }
 
     /// A big data item of an image.

@@ -24,7 +24,7 @@ use crate::layers::{LayerPlan, tar_split_name};
 use crate::options::{CreateLayer, Durability, Expected};
 use crate::records::Layer;
 use crate::recovery::TEMPORARY;
-use crate::store::{Home, STABLE, Store, Stored};
+use crate::store::{STABLE, Store, Stored};
 use crate::table::FileIndex;
 
 /// A layer that was filled, and what was found on the way.
@@ -37,13 +37,13 @@ pub struct Imported {
 }
 
 /// What one pass over a blob found.
-struct Facts {
-    report: ApplyReport,
+pub(crate) struct Facts {
+    pub(crate) report: ApplyReport,
     summary: Summary,
 }
 
 impl Facts {
-    fn fill(&self, layer: &mut Layer) {
+    pub(crate) fn fill(&self, layer: &mut Layer) {
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         layer.compressed_digest = self.summary.blob_digest.to_string();
         layer.compressed_size = size(self.summary.blob_size);
@@ -84,9 +84,9 @@ impl Failure {
 }
 
 /// A tar-split file in the making, or made.
-struct TarSplit {
-    directory: TempDir,
-    file: Addition,
+pub(crate) struct TarSplit {
+    pub(crate) directory: TempDir,
+    pub(crate) file: Addition,
 }
 
 /// Importing.
@@ -131,7 +131,7 @@ impl Store {
         let (split, mut packer) = self.begin_tar_split()?;
         let facts = self.read_blob(&plan.id, expected, blob, |diff| {
             let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
-            Ok(staged.apply(diff, &mut apply).map_err(|error| error.of_layer(&plan.id))?)
+            staged.apply(diff, &mut apply).map_err(|e| about(&plan.id, e))
         })?;
         fault("import.extracted")?;
         let file = self.end_tar_split(packer, &*staged.diff_getter()?, &plan.id)?;
@@ -180,39 +180,8 @@ impl Store {
         Ok(Imported { layer, report: facts.report })
     }
 
-    /// Puts a blob into an existing layer, also while that is mounted; its digests, sizes and owners replace those
-    /// recorded before.
-    ///
-    /// The layers' lock is held all the time, since the layer must not go and nobody else may fill it.
-    ///
-    /// # Errors
-    /// [`Error::LayerNotKnown`], [`Error::ReadOnlyStore`], [`Error::DigestMismatch`], [`Error::Archive`]. What was
-    /// extracted before the error stays in the layer; its record is as before.
-    pub fn apply_diff(&self, layer: &str, expected: &Expected, blob: &mut (dyn Read + Send)) -> Result<Imported> {
-        let expected = &parse_expected(expected)?;
-        let mut layers = self.layers.records.write()?;
-        let id = LayerId::new(self.own_layer(&layers, layer)?)?;
-        let unknown = || Error::LayerNotKnown { reference: layer.to_owned() };
-        let record = std::sync::Arc::clone(layers.table().by_id(id.as_str()).ok_or_else(unknown)?);
-        let file = layers.table().file_of(id.as_str()).unwrap_or_default();
-        let parent = if record.parent.is_empty() { None } else { Some(LayerId::new(record.parent.clone())?) };
-        let (facts, split) =
-            self.fill_layer(&id, parent.as_ref(), &record.mappings(), &record.mount_label, expected, blob)?;
-        // A layer that was filled before has one already: replaced in one step.
-        let name = tar_split_name(id.as_str());
-        let made = split.directory.addition_path(&split.file);
-        graph_sys::fs::renameat(graph_sys::fs::CWD, &made, &*self.layers.dir, name.as_str())
-            .map_err(|e| Error::io("move into place", self.layers.dir.path().join(&name), e))?;
-        if let Some((record, _)) = layers.change().change(id.as_str()) {
-            facts.fill(record);
-        }
-        layers.save(&[file])?;
-        let layer = layers.table().by_id(id.as_str()).map(|layer| Stored::new(layer, Home::Own)).ok_or_else(unknown)?;
-        Ok(Imported { layer, report: facts.report })
-    }
-
     /// Fills a layer that the driver has.
-    fn fill_layer(
+    pub(crate) fn fill_layer(
         &self,
         id: &LayerId,
         parent: Option<&LayerId>,
@@ -224,7 +193,7 @@ impl Store {
         let (split, mut packer) = self.begin_tar_split()?;
         let facts = self.read_blob(id, expected, blob, |diff| {
             let mut apply = self.apply_options(mappings, mount_label, &mut packer);
-            Ok(self.driver.apply_diff(id, parent, diff, &mut apply)?)
+            self.driver.apply_diff(id, parent, diff, &mut apply).map_err(|e| about(id, e))
         })?;
         let file = self.end_tar_split(packer, &*self.driver.diff_getter(id)?, id)?;
         if self.options.durability == Durability::Full {
@@ -234,7 +203,7 @@ impl Store {
         Ok((facts, split))
     }
 
-    fn apply_options<'o>(
+    pub(crate) fn apply_options<'o>(
         &self,
         mappings: &IdMappings,
         mount_label: &str,
@@ -255,7 +224,7 @@ impl Store {
     }
 
     /// Reads a blob to its end, decompressing it and checking both digests; `apply` gets the archive.
-    fn read_blob(
+    pub(crate) fn read_blob(
         &self,
         id: &LayerId,
         expected: &pipeline::Expected,
@@ -268,7 +237,7 @@ impl Store {
         Ok(Facts { report, summary })
     }
 
-    fn begin_tar_split(&self) -> Result<(TarSplit, GzipPacker)> {
+    pub(crate) fn begin_tar_split(&self) -> Result<(TarSplit, GzipPacker)> {
         let mut directory = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
         let (addition, file) = directory.add_file(0o600)?;
         let scratch = graph_sys::io::fcntl_dupfd_cloexec(&*self.layers.dir, 0)
@@ -276,11 +245,12 @@ impl Store {
         Ok((TarSplit { directory, file: addition }, GzipPacker::new(file, scratch)))
     }
 
-    fn end_tar_split(&self, packer: GzipPacker, getter: &dyn FileGetter, id: &LayerId) -> Result<File> {
+    pub(crate) fn end_tar_split(&self, packer: GzipPacker, getter: &dyn FileGetter, id: &LayerId) -> Result<File> {
+        fault("import.tar-split")?;
         packer.finish(getter).map_err(|source| Error::Archive { id: id.to_string(), source })
     }
 
-    fn publish_tar_split(&self, split: TarSplit, id: &LayerId) -> Result<()> {
+    pub(crate) fn publish_tar_split(&self, split: TarSplit, id: &LayerId) -> Result<()> {
         split.directory.commit(split.file, &*self.layers.dir, tar_split_name(id.as_str()))?;
         Ok(())
     }
@@ -302,12 +272,20 @@ impl Store {
     }
 }
 
-fn sync(file: &File, id: &LayerId) -> Result<()> {
+/// A driver's error about a layer's archive, with the layer's own id: a staged one goes by another.
+pub(crate) fn about(id: &LayerId, error: graph_core::Error) -> Error {
+    match error {
+        graph_core::Error::Archive { source, .. } => Error::Archive { id: id.to_string(), source },
+        other => other.into(),
+    }
+}
+
+pub(crate) fn sync(file: &File, id: &LayerId) -> Result<()> {
     graph_sys::fs::fdatasync(file).map_err(|e| Error::io("flush the tar-split of layer", id.as_str(), e))
 }
 
 /// The digests asked for, as such.
-fn parse_expected(expected: &Expected) -> Result<pipeline::Expected> {
+pub(crate) fn parse_expected(expected: &Expected) -> Result<pipeline::Expected> {
     let parse = |digest: &Option<String>| {
         let invalid = |digest: &str| Error::InvalidDigest { digest: digest.to_owned() };
         digest.as_deref().map(|digest| digest.parse::<Digest>().map_err(|_| invalid(digest))).transpose()

@@ -6,6 +6,7 @@
 //! read from is written again (`Slot`), so that whatever a newer peer put in survives byte for byte.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -54,7 +55,14 @@ pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
 #[derive(Clone, Debug)]
 pub(crate) struct Slot<T> {
     value: Arc<T>,
-    text: Option<Arc<str>>,
+    text: Option<Text>,
+}
+
+/// A piece of a file that was read.
+#[derive(Clone, Debug)]
+struct Text {
+    file: Arc<[u8]>,
+    place: Range<usize>,
 }
 
 impl<T> Slot<T> {
@@ -78,16 +86,55 @@ impl<T: Clone> Slot<T> {
 }
 
 /// Reads an array of records. An empty or missing file, and Go's `null`, are an empty array.
-pub(crate) fn parse_array<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<Vec<Slot<T>>> {
+pub(crate) fn parse_array<T: DeserializeOwned>(bytes: Vec<u8>) -> serde_json::Result<Vec<Slot<T>>> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
-    let texts: Option<Vec<&RawValue>> = serde_json::from_slice(bytes)?;
-    texts
-        .unwrap_or_default()
-        .into_iter()
-        .map(|text| Ok(Slot { value: Arc::new(serde_json::from_str(text.get())?), text: Some(Arc::from(text.get())) }))
-        .collect()
+    let file: Arc<[u8]> = bytes.into();
+    // Once more and more slowly, for an error with its place in the file, or for `null`.
+    parse_in_one_pass(&file).map_or_else(|| parse_in_two(&file), Ok)
+}
+
+/// Reads the records one behind the other; `None` for what is no array of records.
+fn parse_in_one_pass<T: DeserializeOwned>(file: &Arc<[u8]>) -> Option<Vec<Slot<T>>> {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    // Where the next thing is, and its first byte.
+    let next = |at: usize| {
+        let rest = file.get(at..)?;
+        let skipped = rest.iter().position(|byte| !blank(byte))?;
+        Some((at.checked_add(skipped)?, *rest.get(skipped)?))
+    };
+    let mut slots = Vec::new();
+    let (mut at, b'[') = next(0)? else { return None };
+    loop {
+        let (start, first) = next(at.checked_add(1)?)?;
+        if first == b']' && slots.is_empty() {
+            at = start;
+            break;
+        }
+        let mut stream = serde_json::Deserializer::from_slice(file.get(start..)?).into_iter::<T>();
+        let value = Arc::new(stream.next()?.ok()?);
+        let end = start.checked_add(stream.byte_offset())?;
+        slots.push(Slot { value, text: Some(Text { file: Arc::clone(file), place: start..end }) });
+        let (behind, byte) = next(end)?;
+        at = behind;
+        match byte {
+            b',' => {}
+            b']' => break,
+            _ => return None,
+        }
+    }
+    next(at.checked_add(1)?).is_none().then_some(slots)
+}
+
+fn parse_in_two<T: DeserializeOwned>(file: &[u8]) -> serde_json::Result<Vec<Slot<T>>> {
+    let texts: Option<Vec<&RawValue>> = serde_json::from_slice(file)?;
+    let slot = |text: &RawValue| {
+        let file: Arc<[u8]> = Arc::from(text.get().as_bytes());
+        let place = 0..file.len();
+        Ok(Slot { value: Arc::new(serde_json::from_str(text.get())?), text: Some(Text { file, place }) })
+    };
+    texts.unwrap_or_default().into_iter().map(slot).collect()
 }
 
 /// Writes an array of records: unchanged ones as they were read, the others as Go would.
@@ -99,8 +146,8 @@ pub(crate) fn write_array<'s, T: Serialize + 's>(
         if n > 0 {
             out.push(b',');
         }
-        match &slot.text {
-            Some(text) => out.extend_from_slice(text.as_bytes()),
+        match slot.text.as_ref().and_then(|text| text.file.get(text.place.clone())) {
+            Some(text) => out.extend_from_slice(text),
             None => append(&mut out, &*slot.value)?,
         }
     }
@@ -122,16 +169,40 @@ mod tests {
 
     #[test]
     fn null_and_nothing_are_no_records() {
-        assert_eq!(parse_array::<Layer>(b"").unwrap().len(), 0);
-        assert_eq!(parse_array::<Layer>(b"null").unwrap().len(), 0);
-        assert_eq!(parse_array::<Layer>(b"[]").unwrap().len(), 0);
-        assert!(parse_array::<Layer>(b"[{\"id\":\"a\"").is_err());
+        for nothing in ["", "null", " null\n", "[]", " [ \n] \t"] {
+            assert_eq!(parse_array::<Layer>(nothing.into()).unwrap().len(), 0, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_array_of_records_is_refused_with_its_place() {
+        let record = r#"{"id":"a","created":"2026-11-21T06:52:14Z"}"#;
+        for (bad, place) in [
+            ("[R".to_owned(), "line 1 column"),
+            ("[R,]".to_owned(), "line 1 column"),
+            ("[,R]".to_owned(), "line 1 column 2"),
+            ("[R R]".to_owned(), "line 1 column"),
+            ("[R]]".to_owned(), "trailing"),
+            ("[R]\n\nR".to_owned(), "line 3 column 1"),
+            ("{}".to_owned(), "line 1 column"),
+            ("[1]".to_owned(), "the record of a Layer"),
+            ("[[]]".to_owned(), "the record of a Layer"),
+            ("[R,null]".to_owned(), "the record of a Layer"),
+            ("[{\"id\":7}]".to_owned(), "expected a string"),
+            ("nul".to_owned(), "line 1 column"),
+        ] {
+            let error = parse_array::<Layer>(bad.replace('R', record).into()).unwrap_err().to_string();
+            assert!(error.contains(place), "{bad}: {error}");
+        }
+        let spaced = format!(" [ {record} ,\n{record}\t]\n");
+        let slots = parse_array::<Layer>(spaced.into()).unwrap();
+        assert_eq!(write_array(&slots).unwrap(), format!("[{record},{record}]").as_bytes());
     }
 
     #[test]
     fn an_unchanged_record_keeps_its_text_and_a_changed_one_its_unknown_fields() {
         let text = r#"[{"flags":{"incomplete":true}, "id":"a","created":"2026-11-21T06:52:14.1Z","new":{"b":1.50,"a":"<"}},{"id":"b","created":"2026-11-21T06:52:14Z","x":[1e3]}]"#;
-        let mut slots = parse_array::<Layer>(text.as_bytes()).unwrap();
+        let mut slots = parse_array::<Layer>(text.into()).unwrap();
         assert_eq!(write_array(&slots).unwrap(), text.as_bytes());
         slots[1].change().names.push("n".to_owned());
         let expected = text.replace(r#"{"id":"b","#, r#"{"id":"b","names":["n"],"#);

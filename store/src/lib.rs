@@ -82,6 +82,7 @@ mod names;
 mod options;
 pub mod records;
 mod recovery;
+mod refill;
 mod store;
 mod table;
 

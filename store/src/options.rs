@@ -144,8 +144,10 @@ pub struct MountOptions {
 pub struct CreateImage {
     /// Its id; `None` for 64 random hex digits.
     pub id: Option<String>,
-    /// Names; a name that another image has is an error.
+    /// Names; a name that another image has is an error, unless `take_names` is set.
     pub names: Vec<String>,
+    /// Names that other images have move to this one, in the same step in which it appears.
+    pub take_names: bool,
     /// Names to begin the history with.
     pub names_history: Vec<String>,
     /// The top layer: id, name or id prefix. `None` for an image without layers.

@@ -24,7 +24,7 @@ fn import(store: &Store, id: &str, parent: Option<&str>, blob: &[u8]) -> graph_s
 
 /// The points that `work` passes, and how often (four times are enough of one).
 fn points(driver: &'static str, prepare: impl Fn(&Store), work: impl Fn(&Store)) -> BTreeMap<&'static str, u64> {
-    let place = Place::new(driver);
+    let place = Place::in_memory(driver);
     let store = place.open();
     prepare(&store);
     let mut points = BTreeMap::new();
@@ -63,7 +63,7 @@ fn matrix(
             for hit in 1..=hits {
                 for action in ["kill", "fail"] {
                     eprintln!("{driver}: {action} at hit {hit} of {point}");
-                    let place = Place::new(driver);
+                    let place = Place::in_memory(driver);
                     prepare(&place.open());
                     if action == "kill" {
                         let end = fault::in_child(|| {
@@ -239,6 +239,37 @@ fn deleting_a_container_is_all_or_nothing() {
                 store.delete_container(CONTAINER).unwrap();
             }
             assert_image_whole(place, store);
+        },
+    );
+}
+
+#[test]
+fn filling_an_empty_layer_leaves_it_empty_or_filled() {
+    if !isolated() {
+        return;
+    }
+    let [base, middle, _] = three_layers();
+    let prepare = |store: &Store| {
+        import(store, "base", None, &base).unwrap();
+        let options =
+            CreateLayer { id: Some("new".to_owned()), parent: Some("base".to_owned()), ..CreateLayer::default() };
+        store.create_layer(&options).unwrap();
+    };
+    let plain = graph_store::DiffOptions { compression: Some(graph_store::DiffCompression::None) };
+    matrix(
+        Work::Makes,
+        prepare,
+        |store| store.apply_diff("new", &Expected::default(), &mut &*middle).map(drop),
+        |_, store| {
+            // Killed in the step itself, it takes the layer with it.
+            let Ok(layer) = store.layer("new") else { return };
+            if layer.diff_digest.is_empty() {
+                assert_eq!(store.changes(None, "new").unwrap(), []);
+                store.apply_diff("new", &Expected::default(), &mut &*middle).unwrap();
+            }
+            let mut out = Vec::new();
+            store.diff(None, "new", &mut out, &plain).unwrap();
+            assert!(out == middle);
         },
     );
 }

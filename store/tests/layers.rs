@@ -9,7 +9,9 @@
 
 mod support;
 
-use graph_store::{CreateLayer, DiffCompression, DiffOptions, ErrorKind, Expected, MountOptions, Store};
+use std::io::Read;
+
+use graph_store::{CreateLayer, DiffCompression, DiffOptions, Error, ErrorKind, Expected, MountOptions, Store};
 use support::{DRIVERS, Place, gzip, isolated, three_layers};
 
 fn import(store: &Store, parent: Option<&str>, blob: &[u8]) -> String {
@@ -128,11 +130,91 @@ fn apply_diff_fills_a_layer_again() {
         store.apply_diff("n", &Expected::default(), &mut &*top).unwrap();
         assert!(diff(&store, &layer.id, None) == top, "replaces what was recorded");
         let before = place.json("layers");
-        store.apply_diff("n", &Expected::default(), &mut &top[..600]).unwrap_err();
+        let error = store.apply_diff("n", &Expected::default(), &mut &top[..600]).unwrap_err();
+        assert!(matches!(error, Error::PartlyApplied { .. }) && error.kind() == ErrorKind::Archive, "{error:?}");
         assert_eq!(place.json("layers"), before);
         store.unmount("n", true).unwrap();
         store.delete_layer("n").unwrap();
         place.assert_no_leftovers(&store);
+    }
+}
+
+/// Does something when half of the blob was read.
+struct Midway<'b, F: FnMut()> {
+    rest: &'b [u8],
+    half: usize,
+    then: Option<F>,
+}
+
+impl<F: FnMut()> Read for Midway<'_, F> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.rest.len() <= self.half
+            && let Some(mut then) = self.then.take()
+        {
+            then();
+        }
+        let most = buf.len().min(512);
+        self.rest.read(&mut buf[..most])
+    }
+}
+
+#[test]
+fn an_empty_layer_is_filled_in_one_step_and_without_the_lock() {
+    if !isolated() {
+        return;
+    }
+    for driver in DRIVERS {
+        for parent in [false, true] {
+            let place = Place::new(driver);
+            let store = place.open();
+            let [base, middle, _] = three_layers();
+            let parent = parent.then(|| {
+                let options = CreateLayer { names: vec!["below".to_owned()], ..CreateLayer::default() };
+                store.import_layer(&options, &Expected::default(), &mut &*base).unwrap();
+                "below".to_owned()
+            });
+            let blob = if parent.is_some() { &middle } else { &base };
+            let options = CreateLayer { names: vec!["n".to_owned()], parent, ..CreateLayer::default() };
+            let layer = store.create_layer(&options).unwrap();
+            let before = place.json("layers");
+            let empty = store.changes(None, "n").unwrap();
+            for bad in [&blob[..600], &blob[..700], b"garbage that is no tar at all"] {
+                let error = store.apply_diff("n", &Expected::default(), &mut &*bad).unwrap_err();
+                assert!(matches!(error, Error::Archive { .. }), "{error:?}");
+                assert_eq!((place.json("layers"), store.changes(None, "n").unwrap()), (before.clone(), empty.clone()));
+                place.assert_no_leftovers(&store);
+            }
+            let expected = Expected { diff_digest: Some(format!("sha256:{}", "0".repeat(64))), ..Expected::default() };
+            let error = store.apply_diff("n", &expected, &mut &**blob).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DigestMismatch);
+            assert_eq!((place.json("layers"), store.changes(None, "n").unwrap()), (before.clone(), empty));
+
+            // Another process changes records while this one reads: it would wait for ever if the lock were held.
+            let mut tries = 0;
+            let other = || {
+                place.open().create_layer(&CreateLayer::default()).unwrap();
+                tries += 1;
+            };
+            let mut blob_midway = Midway { rest: blob, half: blob.len() / 2, then: Some(other) };
+            let filled = store.apply_diff("n", &Expected::default(), &mut blob_midway).unwrap();
+            assert_eq!(tries, 1);
+            assert_eq!((&filled.layer.id, &filled.layer.names), (&layer.id, &layer.names));
+            assert!(diff(&store, "n", None) == **blob);
+            place.assert_no_leftovers(&store);
+
+            // Whoever uses the layer meanwhile is not disturbed.
+            let options = CreateLayer { names: vec!["m".to_owned()], ..CreateLayer::default() };
+            store.create_layer(&options).unwrap();
+            let other = || {
+                place.open().mount("m", &MountOptions::default()).unwrap();
+            };
+            let mut base_midway = Midway { rest: &base, half: base.len() / 2, then: Some(other) };
+            let error = store.apply_diff("m", &Expected::default(), &mut base_midway).unwrap_err();
+            assert!(matches!(error, Error::LayerChanged { .. }), "{error:?}");
+            assert_eq!(store.mounted("m").unwrap(), 1);
+            store.unmount("m", true).unwrap();
+            place.assert_no_leftovers(&store);
+        }
     }
 }
 

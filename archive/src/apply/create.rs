@@ -45,6 +45,7 @@ impl Writing {
     /// Writes `bytes` at `offset`.
     pub(super) fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
         let (Handle::Open(fd) | Handle::Path(fd)) = &self.file;
+        graph_sys::fault::point("apply.write").map_err(|error| Error::io("write", self.path.as_slice(), error))?;
         while !bytes.is_empty() {
             match graph_sys::io::pwrite(fd, bytes, offset) {
                 Ok(0) => return Err(Error::io("write", self.path.as_slice(), std::io::ErrorKind::WriteZero)),

@@ -29,7 +29,7 @@ fn peer(root: &Path, words: &[&str]) -> String {
 /// Every record re-encoded, not copied.
 fn rewrite<T: Record>(path: &Path) -> usize {
     let bytes = std::fs::read(path).unwrap();
-    let mut slots: Vec<Slot<T>> = parse_array(&bytes).unwrap();
+    let mut slots: Vec<Slot<T>> = parse_array(bytes.clone()).unwrap();
     assert_eq!(write_array(&slots).unwrap(), bytes);
     for slot in &mut slots {
         slot.change();

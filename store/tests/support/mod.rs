@@ -48,6 +48,13 @@ impl Place {
         Self { dir: tempfile::tempdir().unwrap(), driver }
     }
 
+    /// One in memory, where there is room for that: for tests that make hundreds of stores and would wait for the disk
+    /// most of the time.
+    pub(crate) fn in_memory(driver: &'static str) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { dir, driver }
+    }
+
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
