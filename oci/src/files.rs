@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use graph_archive::limits::Limits;
 use graph_archive::{EntryKind, compress, tar};
+use graph_sys::resolve::RootDir;
 
 use crate::error::{Error, Result};
 
@@ -19,8 +20,9 @@ pub(crate) const DOCUMENT_BYTES: u64 = 8 << 20;
 /// Where an image's files are.
 #[derive(Debug)]
 pub(crate) enum Files {
-    /// In a directory.
-    Dir(PathBuf),
+    /// In a directory. Names, and symbolic links on their way, are resolved as if it were the root directory: what is
+    /// outside is none of the image's business.
+    Dir { path: PathBuf, root: RootDir },
     /// In an uncompressed tar, by member name.
     Tar { path: PathBuf, file: Arc<File>, members: BTreeMap<String, Member> },
 }
@@ -39,7 +41,8 @@ impl Files {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(Error::io("open", path))?;
         if metadata.is_dir() {
-            return Ok(Self::Dir(path.to_path_buf()));
+            let root = RootDir::open(path).map_err(|e| Error::io("open", path)(e.into()))?;
+            return Ok(Self::Dir { path: path.to_path_buf(), root });
         }
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let mut magic = [0_u8; 8];
@@ -50,13 +53,15 @@ impl Files {
                 count => filled += count,
             }
         }
-        file.seek(SeekFrom::Start(0)).map_err(Error::io("seek", path))?;
+        let rewind = |file: &mut File| file.seek(SeekFrom::Start(0)).map(drop).map_err(Error::io("seek", path));
+        rewind(&mut file)?;
         if compress::Compression::detect(magic.get(..filled).unwrap_or_default()) != compress::Compression::None {
             // Members are read in any order, so a compressed archive is unpacked once, into a file without a name.
             let mut plain = tempfile(path)?;
             let mut reader = compress::Decompressor::new(file, &Limits::default()).map_err(|e| archive(path, e))?;
             io::copy(&mut reader, &mut plain).map_err(Error::io("decompress", path))?;
             file = plain;
+            rewind(&mut file)?;
         }
         let members = members(path, &mut file)?;
         Ok(Self::Tar { path: path.to_path_buf(), file: Arc::new(file), members })
@@ -65,14 +70,14 @@ impl Files {
     /// The directory or archive.
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::Dir(path) | Self::Tar { path, .. } => path,
+            Self::Dir { path, .. } | Self::Tar { path, .. } => path,
         }
     }
 
     /// Whether there is a file of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
-            Self::Dir(path) => path.join(name).is_file(),
+            Self::Dir { root, .. } => open_below(root, name).is_ok(),
             Self::Tar { .. } => self.member(name).is_some(),
         }
     }
@@ -93,9 +98,9 @@ impl Files {
     /// Opens a file for streaming; its size in bytes.
     pub(crate) fn stream(&self, name: &str) -> Result<(Box<dyn Read + Send>, u64)> {
         match self {
-            Self::Dir(dir) => {
+            Self::Dir { path: dir, root } => {
                 let path = dir.join(name);
-                let file = File::open(&path).map_err(Error::io("open", &path))?;
+                let file = open_below(root, name).map_err(Error::io("open", &path))?;
                 let metadata = file.metadata().map_err(Error::io("stat", &path))?;
                 if !metadata.is_file() {
                     return Err(Error::invalid(path, "not a regular file"));
@@ -125,6 +130,12 @@ impl Files {
 
 fn archive(path: &Path, source: graph_archive::Error) -> Error {
     Error::Archive { path: path.to_path_buf(), source }
+}
+
+/// Opens a file of a directory for reading. A fifo does not keep us waiting.
+fn open_below(root: &RootDir, name: &str) -> io::Result<File> {
+    use graph_sys::fs::OFlags;
+    Ok(File::from(root.open_in_root(name.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK)?))
 }
 
 /// A file without a name beside the archive, or where temporary files go.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use graph_archive::digest::Digest;
 use graph_store::{CreateImage, CreateLayer, Expected, Image, Store, Stored};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::{SourceImage, SourceLayer};
 
 /// What is going on, for whoever shows progress.
@@ -67,7 +67,10 @@ pub fn layer_ids<'d>(diff_ids: impl IntoIterator<Item = &'d Digest>) -> Vec<Stri
 ///
 /// # Errors
 /// Those of reading the source; those of the store, digest mismatches among them. Layers imported by the failed call are
-/// deleted again.
+/// deleted again, unless somebody else builds on them by then.
+///
+/// A killed process leaves the layers that were complete; loading the image again takes them as they are. There is no
+/// image until all of it is there. What else it left, the next [`Store::open`] removes.
 pub fn load(store: &Store, source: &SourceImage, names: &[String], on_event: &OnEvent<'_>) -> Result<Loaded> {
     let mut made: Vec<String> = Vec::new();
     let result = load_layers(store, source, &mut made, on_event).and_then(|(top, reused, notices)| {
@@ -157,6 +160,7 @@ struct Counted<'p> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        graph_sys::fault::point("load.read")?;
         let count = self.inner.read(buf)?;
         let before = self.done.fetch_add(count as u64, Ordering::Relaxed);
         (self.on_event)(Event::Bytes(before.saturating_add(count as u64)));
@@ -173,34 +177,28 @@ fn record(store: &Store, source: &SourceImage, layer: Option<String>, names: &[S
         Err(error) if error.kind() == graph_store::ErrorKind::ImageNotKnown => None,
         Err(error) => return Err(error.into()),
     };
-    if known.is_none() {
-        let manifest = source.manifest_digest.to_string();
-        store.create_image(&CreateImage {
-            id: Some(id.to_owned()),
-            layer,
-            digest: Some(manifest.clone()),
-            metadata: "{}".to_owned(),
-            big_data: vec![
-                (source.config_digest.to_string(), source.config.clone()),
-                (format!("manifest-{manifest}"), source.manifest.clone()),
-                ("manifest".to_owned(), source.manifest.clone()),
-            ],
-            ..CreateImage::default()
-        })?;
-    }
-    if !names.is_empty() {
-        let named = store.add_names(id, names);
-        if let (Err(error), true) = (&named, known.is_none()) {
-            let problem = error.to_string();
-            // The image is new and nobody can have it by a name: taking it back is safe.
-            return match store.delete_image(id, false) {
-                Ok(_) => Err(Error::from(named.err().unwrap_or(graph_store::Error::InvalidArgument { problem }))),
-                Err(error) => Err(error.into()),
-            };
+    if known.is_some() {
+        if !names.is_empty() {
+            store.add_names(id, names)?;
         }
-        named?;
+        return Ok(store.image(id)?);
     }
-    Ok(store.image(id)?)
+    let manifest = source.manifest_digest.to_string();
+    Ok(store.create_image(&CreateImage {
+        id: Some(id.to_owned()),
+        names: names.to_vec(),
+        take_names: true,
+        names_history: names.to_vec(),
+        layer,
+        digest: Some(manifest.clone()),
+        metadata: "{}".to_owned(),
+        big_data: vec![
+            (source.config_digest.to_string(), source.config.clone()),
+            (format!("manifest-{manifest}"), source.manifest.clone()),
+            ("manifest".to_owned(), source.manifest.clone()),
+        ],
+        ..CreateImage::default()
+    })?)
 }
 
 /// A name as podman gives it to images: with a registry and a tag. `app` becomes `localhost/app:latest`; names from a
