@@ -344,3 +344,23 @@ fn root_progress_is_for_terminals_only() {
     }
     assert_eq!(store.ok(&["layers"]), "piped\nshown\n");
 }
+
+#[test]
+fn root_a_running_container_is_not_deleted() {
+    on_each_driver("root_a_running_container_is_not_deleted", |store| {
+        let container = store.ok(&["create-container", "-n", "box", ""]).lines().next().unwrap().to_owned();
+        // As podman mounts a container's /dev/shm.
+        let userdata = store.path("root").join(format!("{}-containers/{container}/userdata", store.driver));
+        fs::create_dir_all(userdata.join("shm")).unwrap();
+        fs::write(userdata.join("config.json"), "{}").unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "shm"]).arg(userdata.join("shm")));
+        let said = store.fails(&["delete-container", "box"]);
+        assert!(said.contains("is running") && said.contains("stop it first"), "{said}");
+        assert!(userdata.join("config.json").exists());
+        store.ok(&["mount", "box"]);
+        store.ok(&["unmount", "box"]);
+        run(Command::new("umount").arg(userdata.join("shm")));
+        store.ok(&["delete-container", "box"]);
+        assert_eq!(store.ok(&["layers"]), "");
+    });
+}

@@ -1,6 +1,8 @@
 //! Containers: finding and making them, their big data, directories and size.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use graph_core::{LayerId, fsutil};
 use graph_sys::fs::{AtFlags, FileType};
@@ -151,6 +153,21 @@ impl Store {
             Some(run) => run.remove(id),
             None => Ok(()),
         }
+    }
+
+    /// A runtime mounts things among a running container's files, which then cannot be removed; better before the first
+    /// of them is gone than after.
+    pub(crate) fn refuse_running(&self, id: &str) -> Result<()> {
+        let mounts = graph_sys::mountinfo::read().map_err(|e| Error::io("read", "/proc/self/mountinfo", e))?;
+        for dir in [self.containers.dir.path(), self.run_containers.as_path()] {
+            let own = dir.join(id);
+            let inside = |path: &Path| path != own && path.starts_with(&own);
+            let mut points = mounts.iter().map(|mount| Path::new(OsStr::from_bytes(&mount.mount_point)));
+            if let Some(path) = points.find(|path| inside(path)) {
+                return Err(Error::ContainerRunning { id: id.to_owned(), path: path.to_owned() });
+            }
+        }
+        Ok(())
     }
 
     /// What the container's own layer is to be.

@@ -231,6 +231,7 @@ impl Store {
         let mut containers = self.containers.records.write()?;
         let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
         let found = containers.table().find(container).cloned().ok_or_else(unknown)?;
+        self.refuse_running(&found.id)?;
         let own: Vec<String> = layers.table().by_id(&found.layer).map(|layer| layer.id.clone()).into_iter().collect();
         let marked = self.mark_layers(&mut layers, own)?;
         self.remove_container_data(&found.id)?;

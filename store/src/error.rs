@@ -110,6 +110,14 @@ pub enum Error {
         /// Where.
         path: PathBuf,
     },
+    /// Something is mounted among a container's own files, so it runs.
+    #[error("container {id} is running: {} is mounted; stop it first", path.display())]
+    ContainerRunning {
+        /// The container.
+        id: String,
+        /// What is mounted.
+        path: PathBuf,
+    },
     /// A layer that should be mounted is not.
     #[error("layer {id}: layer is not mounted")]
     LayerNotMounted {
@@ -284,6 +292,8 @@ pub enum ErrorKind {
     LayerUsedByContainer,
     /// An image that a container uses.
     ImageUsedByContainer,
+    /// A container runs.
+    ContainerRunning,
     /// Not mounted.
     LayerNotMounted,
     /// A parent that is a container's layer.
@@ -332,7 +342,12 @@ impl ErrorKind {
             Self::BigDataNotFound => "file does not exist",
             Self::InvalidDigest => "invalid checksum digest format",
             Self::DigestMismatch => "layer content incorrect digest",
-            Self::InvalidArgument | Self::Corrupt | Self::Driver | Self::Archive | Self::Io => return None,
+            Self::ContainerRunning
+            | Self::InvalidArgument
+            | Self::Corrupt
+            | Self::Driver
+            | Self::Archive
+            | Self::Io => return None,
         })
     }
 }
@@ -354,6 +369,7 @@ impl Error {
             Self::LayerUsedByImage { .. } => ErrorKind::LayerUsedByImage,
             Self::LayerUsedByContainer { .. } | Self::LayerMounted { .. } => ErrorKind::LayerUsedByContainer,
             Self::ImageUsedByContainer { .. } => ErrorKind::ImageUsedByContainer,
+            Self::ContainerRunning { .. } => ErrorKind::ContainerRunning,
             Self::LayerNotMounted { .. } => ErrorKind::LayerNotMounted,
             Self::ParentIsContainer { .. } => ErrorKind::ParentIsContainer,
             Self::ReadOnlyStore { .. } => ErrorKind::ReadOnlyStore,
