@@ -205,6 +205,19 @@ impl Dirs {
         }
     }
 
+    /// Opens the directory at the path `part` below `from` in one call, if all on the way are real directories, and the
+    /// kernel can make sure of it.
+    pub(super) fn open_far(&self, from: &Dir, part: &[u8]) -> Option<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let beneath =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        if part.is_empty() || self.openat2_missing {
+            return None;
+        }
+        // Whatever the reason, going step by step meets it again.
+        fs::openat2(from, part, flags, Mode::empty(), beneath).ok()
+    }
+
     /// Keeps `dir` open, and closes the one that was not used for longest when there are too many.
     pub(super) fn insert(&mut self, dir: Dir) -> Result<Rc<Dir>> {
         if self.open.len() >= OPEN_DIRECTORIES {

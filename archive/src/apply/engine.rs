@@ -37,6 +37,9 @@ use crate::whiteout::{PREFIX, Whiteout};
 /// Symbolic links followed in one name, as many as the kernel follows.
 const SYMLINKS: u32 = 40;
 
+/// Directories on the way to a name that are opened one by one; with more it is tried to open the last at once.
+const STEPS: usize = 2;
+
 /// What the overlay form needs beside the tree.
 #[derive(Debug)]
 pub(super) struct Overlay {
@@ -379,6 +382,7 @@ impl<'o> Engine<'o> {
         // Components to come, the next one last.
         let mut pending: Vec<Vec<u8>> = Vec::new();
         let mut here = self.nearest_open(path, &mut pending);
+        here = self.leap(here, path, &mut pending)?;
         // The canonical path, once it has left this layer's own tree, which it did in `here`.
         let mut below: Option<Vec<u8>> = None;
         while let Some(component) = pending.pop() {
@@ -448,6 +452,26 @@ impl<'o> Engine<'o> {
         let rest = path.get(here.path.len()..).unwrap_or_default();
         pending.extend(rest.rsplit(|byte| *byte == b'/').filter(|part| !part.is_empty()).map(<[u8]>::to_vec));
         here
+    }
+
+    /// Goes from `here` as far on the way to `path` as real directories lead, thousands of them in one call.
+    fn leap(&mut self, mut here: Rc<Dir>, path: &[u8], pending: &mut Vec<Vec<u8>>) -> Result<Rc<Dir>> {
+        while pending.len() > STEPS {
+            let rest = path.get(here.path.len()..).unwrap_or_default();
+            let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            let part = match rest.get(..graph_sys::resolve::PATH_MAX) {
+                Some(start) => split(start).0,
+                None => rest,
+            };
+            let Some(fd) = self.dirs.open_far(&here, part) else { break };
+            let at = here.child(part);
+            // What is true of a directory is true of all that it holds.
+            let fresh = here.fresh.get() || self.fresh.contains_part(&at);
+            let hidden = here.hidden.get() || self.opaque.contains_part(&at);
+            pending.truncate(pending.len().saturating_sub(part.split(|byte| *byte == b'/').count()));
+            here = self.dirs.insert(Dir::new(at, fd, fresh, hidden))?;
+        }
+        Ok(here)
     }
 
     fn step(&mut self, here: &Rc<Dir>, component: &[u8], walk: Walk) -> Result<Step> {
