@@ -20,6 +20,10 @@ use crate::error::{Error, Result};
 /// may be applied at the same time under the usual limit of 1,024 descriptors.
 const OPEN_DIRECTORIES: usize = 256;
 
+/// Bytes that their paths may have together. Ordinary layers have some thousands; this is for those whose names are as long
+/// as names can be, of which 256 would fill more memory than an import may take.
+const PATH_BYTES: usize = 1 << 20;
+
 /// How many parts of a path are looked up before all open directories are gone through instead.
 const LOOK_UPS: usize = 8;
 
@@ -134,6 +138,8 @@ impl Dir {
 #[derive(Debug)]
 pub(super) struct Dirs {
     open: HashMap<Box<[u8]>, Rc<Dir>>,
+    /// Bytes of all their paths, or more when some have been closed since they were counted.
+    path_bytes: usize,
     clock: u64,
     openat2_missing: bool,
 }
@@ -149,7 +155,7 @@ pub(super) enum Opened {
 
 impl Dirs {
     pub(super) fn new() -> Self {
-        Self { open: HashMap::new(), clock: 0, openat2_missing: false }
+        Self { open: HashMap::new(), path_bytes: 0, clock: 0, openat2_missing: false }
     }
 
     pub(super) fn get(&mut self, path: &[u8]) -> Option<Rc<Dir>> {
@@ -223,11 +229,23 @@ impl Dirs {
         if self.open.len() >= OPEN_DIRECTORIES {
             self.close_oldest(CLOSED_AT_ONCE)?;
         }
+        self.path_bytes = self.path_bytes.saturating_add(dir.path.len());
+        if self.path_bytes > PATH_BYTES {
+            self.path_bytes = self.count_path_bytes().saturating_add(dir.path.len());
+            if self.path_bytes > PATH_BYTES {
+                self.close_oldest(self.open.len().div_ceil(2))?;
+                self.path_bytes = self.count_path_bytes().saturating_add(dir.path.len());
+            }
+        }
         self.clock = self.clock.saturating_add(1);
         dir.used.set(self.clock);
         let dir = Rc::new(dir);
         self.open.insert(dir.path.clone(), Rc::clone(&dir));
         Ok(dir)
+    }
+
+    fn count_path_bytes(&self) -> usize {
+        self.open.keys().map(|path| path.len()).sum()
     }
 
     /// Makes room when the process is out of descriptors. Whether it did.
@@ -260,5 +278,24 @@ impl Dirs {
     /// Closes all at or below `path`, which are about to be removed.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.open.retain(|_, dir| !is_within(&dir.path, path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_paths_do_not_pile_up() {
+        let mut dirs = Dirs::new();
+        for number in 0..300_u32 {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let fd = fs::openat(fs::CWD, ".", flags, Mode::empty()).unwrap();
+            let path = [format!("{number:08}").into_bytes(), vec![b'x'; 60_000]].concat();
+            drop(dirs.insert(Dir::new(path, fd, false, false)).unwrap());
+            let kept: usize = dirs.open.keys().map(|path| path.len()).sum();
+            assert!(kept <= PATH_BYTES + 61_000, "{kept} bytes of paths after {number}");
+        }
+        assert!(dirs.open.len() >= 8);
     }
 }
