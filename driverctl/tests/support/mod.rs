@@ -2,7 +2,13 @@
 
 #![allow(unreachable_pub, reason = "one test program, several files")]
 #![allow(dead_code, reason = "every test file uses its own part")]
-#![allow(clippy::disallowed_methods, reason = "tests work on paths of their own")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests work on paths of their own and say what they skip"
+)]
+
+pub mod engines;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -188,4 +194,14 @@ pub fn many_files_tar(path: &Path, directories: usize, files_each: usize) -> usi
     }
     tar.finish().unwrap();
     entries
+}
+
+/// `driverctl check` finds nothing.
+pub fn check_clean(store: &TestStore) {
+    let help = run(Command::new(DRIVERCTL).arg("--help"));
+    if help.lines().any(|line| line.trim_start().starts_with("check ")) {
+        store.ok(&["check"]);
+    } else {
+        eprintln!("skipped: check: the verb is not there yet");
+    }
 }
