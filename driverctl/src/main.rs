@@ -10,25 +10,33 @@ mod settings;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
-use cli::{Cli, Verb};
-use settings::Opened;
+use cli::Cli;
+use cli::syntax::{self, Words};
 
-use cmd::{Outcome, containers, diffs, images, layers, mounts, stores, transfer};
-
-/// Exit status of a flag that is wrong behind the verb, as the peer has it.
-const BAD_FLAG: u8 = 125;
+use cmd::Outcome;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    let mut line = std::env::args_os();
+    let program = line.next().unwrap_or_default();
+    let (words, before) = match syntax::read(&Cli::command(), &line.collect::<Vec<_>>()) {
+        Words::Verb { words, before } => (words, before),
+        wrong => return refuse(&program.to_string_lossy(), wrong),
     };
-    let level = if cli.global.debug == Some(true) { tracing::Level::DEBUG } else { tracing::Level::ERROR };
+    let words = std::iter::once(program).chain(words);
+    let parsed = Cli::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A value that is none of those it may be.
+            output::complain(error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "));
+            return ExitCode::from(syntax::BAD_FLAG);
+        }
+    };
+    let level = if cli.global.debug { tracing::Level::DEBUG } else { tracing::Level::ERROR };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
-    match run(cli) {
+    match run(&cli, &before) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
         Err(error) => {
@@ -44,73 +52,62 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong with the words, in the peer's words where it has some.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        _ => None,
+/// Says what is wrong with the words, as the peers say it.
+fn refuse(program: &str, words: Words) -> ExitCode {
+    // Where nobody reads the help, nobody misses it.
+    let say = |text: &str| drop(output::line(text.trim_end()));
+    let usage = |verb: Option<&str>| {
+        let mut command = Cli::command();
+        command.build();
+        let command = verb.and_then(|verb| command.find_subcommand(verb)).unwrap_or(&command);
+        say(&command.clone().render_help().to_string());
     };
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let command = Cli::command();
-    let known = |word: &&String| command.find_subcommand(word.as_str()).is_some();
-    let verb = words.iter().find(known);
-    let verb_at = words.iter().position(|word| known(&word)).unwrap_or(words.len());
-    let stands_before_verb =
-        |flag: &str| words.iter().position(|word| word.starts_with(flag)).is_some_and(|at| at < verb_at);
-    let mut early = false;
-    let text = match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            drop(output::line(error.to_string().trim_end()));
-            return ExitCode::SUCCESS;
+    let program = output::safe(program);
+    match words {
+        Words::Verb { .. } => ExitCode::FAILURE,
+        Words::Version => {
+            say(&Cli::command().render_version());
+            ExitCode::SUCCESS
         }
-        ErrorKind::InvalidSubcommand => {
-            let word = context(ContextKind::InvalidSubcommand).unwrap_or_default();
-            drop(output::line(&format!("{}: unrecognized command.", output::safe(&word))));
-            return ExitCode::FAILURE;
+        Words::Help { verb, status } => {
+            usage(verb.as_deref());
+            ExitCode::from(status)
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            drop(output::line(Cli::command().render_help().to_string().trim_end()));
-            return ExitCode::FAILURE;
+        Words::Nothing => {
+            usage(None);
+            ExitCode::FAILURE
         }
-        ErrorKind::UnknownArgument => {
-            let flag = context(ContextKind::InvalidArg).unwrap_or_default();
-            if !flag.starts_with('-') {
-                let verb = verb.map_or("driverctl", String::as_str);
-                drop(output::line(&format!("{verb}: too many arguments ([{}]).", output::safe(&flag))));
-                return ExitCode::FAILURE;
-            }
-            early = stands_before_verb(&flag);
-            format!("flag provided but not defined: {}", output::safe(&flag))
+        Words::Unknown(word) => {
+            say(&format!("{}: unrecognized command.", output::safe(&word.to_string_lossy())));
+            ExitCode::FAILURE
         }
-        ErrorKind::MissingRequiredArgument => {
-            drop(output::line(&format!("{}: more arguments required.", verb.map_or("driverctl", String::as_str))));
-            return ExitCode::FAILURE;
+        Words::BadCount { verb, text } => {
+            say(&text);
+            usage(Some(&verb));
+            ExitCode::FAILURE
         }
-        ErrorKind::InvalidValue if context(ContextKind::InvalidValue).is_none_or(|value| value.is_empty()) => {
-            let flag = context(ContextKind::InvalidArg).unwrap_or_default();
-            format!("flag needs an argument: {}", flag.split(' ').next().unwrap_or_default())
+        Words::BadFlag { verb: Some(verb), text } => {
+            output::complain(&text);
+            output::complain(&format!("See '{program} {} --help'.", output::safe(&verb.to_string_lossy())));
+            ExitCode::from(syntax::BAD_FLAG)
         }
-        _ => {
-            let text = error.to_string();
-            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        Words::BadFlag { verb: None, text } => {
+            output::complain(&text);
+            output::complain(&format!("See '{program} --help'."));
+            say(&format!("{text} while parsing arguments (1)"));
+            usage(None);
+            ExitCode::FAILURE
         }
-    };
-    output::complain(&text);
-    match verb {
-        Some(verb) if !early => {
-            output::complain(&format!("See 'driverctl {verb} --help'."));
-            ExitCode::from(BAD_FLAG)
-        }
-        _ => ExitCode::FAILURE,
     }
 }
 
-fn run(cli: Cli) -> Result<Outcome> {
+/// Does what the words say; `before` are the global flags that stood before the verb.
+fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
     // What needs no store works where there is none.
-    if let Verb::Version { json } = &cli.verb {
-        return stores::version(json.json);
+    if let Some(outcome) = cli.verb.run_without_store() {
+        return outcome;
     }
-    let opened = match settings::open(&cli.global) {
+    let opened = match settings::open(&cli.global, before) {
         Ok(opened) => opened,
         Err(error) => {
             output::line(&format!("error initializing: {}", cmd::chain(error)))?;
@@ -120,46 +117,5 @@ fn run(cli: Cli) -> Result<Outcome> {
     for warning in opened.store.warnings() {
         output::complain(&format!("warning: {}", output::safe(warning)));
     }
-    verb(&opened, &cli.verb)
-}
-
-fn verb(opened: &Opened, verb: &Verb) -> Result<Outcome> {
-    let store = &opened.store;
-    match verb {
-        Verb::Status { json } => stores::status(opened, json.json),
-        Verb::Layers { tree, listing } => layers::list(store, listing, *tree),
-        Verb::CreateLayer(words) => layers::create(store, words),
-        Verb::ImportLayer { layer, file } => layers::import(store, layer, file.as_deref()),
-        Verb::ApplyDiff { layer, file, json } => diffs::apply(store, layer, file.as_deref(), json.json),
-        Verb::Diff { compared, file, uncompressed, gzip, zstd, bzip2, xz } => {
-            let options = diffs::compression(*uncompressed, *gzip, *zstd, *bzip2, *xz)?;
-            diffs::diff(store, compared, file.as_deref(), &options)
-        }
-        Verb::Changes(words) => diffs::changes(store, words),
-        Verb::DiffSize(words) => diffs::size(store, words),
-        Verb::Mount { opt, label, read_only, objects } => {
-            mounts::mount(store, objects, opt, label.as_deref(), *read_only)
-        }
-        Verb::Unmount { force, objects } => mounts::unmount(store, objects, *force),
-        Verb::Mounted(words) => mounts::mounted(store, words),
-        Verb::DeleteLayer(words) => layers::delete(store, words),
-        Verb::Layer(words) => layers::show(store, words),
-        Verb::Images(listing) => images::list(store, listing),
-        Verb::Image(words) => images::show(store, words),
-        Verb::CreateImage { layer, name, id, digest, metadata, json } => {
-            images::create(store, layer.as_deref(), name, id.as_deref(), digest.as_deref(), metadata, json.json)
-        }
-        Verb::DeleteImage { test, objects } => images::delete(store, objects, *test),
-        Verb::Containers(listing) => containers::list(store, listing),
-        Verb::Container(words) => containers::show(store, words),
-        Verb::CreateContainer { image, name, id, volatile, metadata, id_map, json } => {
-            containers::create(store, image, name, id.as_deref(), *volatile, metadata, id_map, json.json)
-        }
-        Verb::DeleteContainer(words) => containers::delete(store, words),
-        Verb::Load { name, source, json } => transfer::load(store, source, name, json.json),
-        Verb::Save { compression, image, target, json } => transfer::save(store, image, target, compression, json.json),
-        Verb::Shutdown { force, json } => stores::shutdown(store, *force, json.json),
-        Verb::Wipe { json } => stores::wipe(store, json.json),
-        Verb::Version { json } => stores::version(json.json),
-    }
+    cli.verb.run(&opened)
 }

@@ -12,6 +12,13 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
+/// Bytes on standard output, as they are.
+pub(crate) fn bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
 /// A line on standard error.
 pub(crate) fn complain(text: &str) {
     // Where standard error is gone, nobody is left to tell.

@@ -43,16 +43,15 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| path.display().to_string())
 }
 
-/// Opens the store that the flags and the configuration name.
-pub(crate) fn open(global: &Global) -> Result<Opened> {
+/// Opens the store that the flags and the configuration name. Flags `before` the verb choose a store; those behind it only
+/// override single values of the one that is chosen.
+pub(crate) fn open(global: &Global, before: &[String]) -> Result<Opened> {
     let environment = environment();
     let registry = graph_drivers::registry()?;
-    let explicit = global.graph.is_some()
-        || global.run.is_some()
-        || global.storage_driver.is_some()
-        || !global.storage_opt.is_empty();
+    let chooses = |flag: &String| ["graph", "run", "storage_driver", "storage_opt"].contains(&flag.as_str());
+    let explicit = before.iter().any(chooses);
     // With both roots given nothing of the configuration is asked for, so a broken one does no harm.
-    let config = if global.graph.is_some() && global.run.is_some() {
+    let config = if explicit && global.graph.is_some() && global.run.is_some() {
         None
     } else {
         Some(Resolved::load(&environment, &LoadOptions::default())?)

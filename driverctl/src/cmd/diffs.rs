@@ -10,7 +10,7 @@ use graph_store::{DiffCompression, DiffOptions, Expected, Store};
 use serde::Serialize;
 
 use super::{Outcome, layers, optional};
-use crate::cli::Compared;
+use crate::cli::diffs::Compared;
 use crate::{output, progress};
 
 #[derive(Serialize)]

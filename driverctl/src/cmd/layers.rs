@@ -10,7 +10,8 @@ use graph_archive::{IdMappings, IdRange};
 use graph_store::{Container, CreateLayer, Expected, Image, Layer, Store, Stored};
 
 use super::{Outcome, each, id_and_names, optional};
-use crate::cli::{Listing, NewLayer, Objects};
+use crate::cli::layers::NewLayer;
+use crate::cli::{Listing, Objects};
 use crate::output::{self, safe};
 use crate::{id_map, progress};
 

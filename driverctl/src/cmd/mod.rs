@@ -5,6 +5,8 @@ pub(crate) mod diffs;
 pub(crate) mod images;
 pub(crate) mod layers;
 pub(crate) mod mounts;
+pub(crate) mod objects;
+pub(crate) mod ours;
 pub(crate) mod stores;
 pub(crate) mod transfer;
 

@@ -1,0 +1,55 @@
+//! Making, listing and deleting containers.
+
+use anyhow::Result;
+use clap::{ArgAction, Subcommand};
+
+use super::{IdMap, Json, Listing, Metadata, Objects};
+use crate::cmd::{Outcome, containers};
+use crate::settings::Opened;
+
+/// Verbs on containers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerVerb {
+    /// List containers
+    Containers(Listing),
+    /// Show containers
+    Container(Objects),
+    /// Make a container of an image
+    #[command(alias = "createcontainer")]
+    CreateContainer {
+        /// The image; an empty word makes a container of nothing
+        image: String,
+        /// A name for it; may be given several times
+        #[arg(long, short = 'n', value_name = "NAME", action = ArgAction::Append)]
+        name: Vec<String>,
+        /// Its id
+        #[arg(long, short = 'i', value_name = "ID")]
+        id: Option<String>,
+        /// A crash may lose what it writes
+        #[arg(long)]
+        volatile: bool,
+        #[command(flatten)]
+        metadata: Metadata,
+        #[command(flatten)]
+        id_map: IdMap,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Delete containers
+    #[command(alias = "deletecontainer")]
+    DeleteContainer(Objects),
+}
+
+impl ContainerVerb {
+    pub(crate) fn run(&self, opened: &Opened) -> Result<Outcome> {
+        let store = &opened.store;
+        match self {
+            Self::Containers(listing) => containers::list(store, listing),
+            Self::Container(words) => containers::show(store, words),
+            Self::CreateContainer { image, name, id, volatile, metadata, id_map, json } => {
+                containers::create(store, image, name, id.as_deref(), *volatile, metadata, id_map, json.json)
+            }
+            Self::DeleteContainer(words) => containers::delete(store, words),
+        }
+    }
+}
