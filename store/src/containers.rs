@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use graph_core::subid::check_overlaps;
 use graph_core::{LayerId, fsutil};
 use graph_sys::fs::{AtFlags, FileType};
 
@@ -14,7 +15,7 @@ use crate::group::Writing;
 use crate::options::{CreateContainer, CreateLayer};
 use crate::records::{Container, Image, Layer, Time};
 use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
-use crate::table::unique;
+use crate::table::{Table, unique};
 
 /// The directory in a container's own that belongs to its engine.
 const USER_DATA: &str = "userdata";
@@ -57,28 +58,27 @@ impl Store {
         for (key, _) in &options.big_data {
             bigdata::file_name(key)?;
         }
+        if let Some(mappings) = &options.mappings {
+            for ranges in [&mappings.uids, &mappings.gids] {
+                check_overlaps(ranges).map_err(graph_core::Error::from)?;
+            }
+        }
         let image = match options.image.as_deref() {
             None | Some("") => None,
             Some(reference) => Some(self.image(reference)?),
         };
-        let top = image.as_ref().map(|image| image.layer.clone()).filter(|layer| !layer.is_empty());
+        // Before the image's layers are copied for nothing; looked at again below.
+        check_free(&*self.containers.records.read()?, id.as_str(), &options.names)?;
         let volatile = options.volatile || self.options.transient;
         let file = if volatile { VOLATILE } else { STABLE };
-        let layer_options = self.container_layer(options, image.as_ref(), top, volatile)?;
+        let layer_options = self.container_layer(options, image.as_ref(), volatile)?;
         let plan = self.plan_layer(&layer_options)?;
         let copy = self.stage_copy(&plan, &layer_options)?;
 
         let mut layers = self.layers.records.write()?;
         let mut containers = self.containers.records.write()?;
-        if containers.table().by_id(id.as_str()).is_some() {
-            return Err(Error::IdInUse { kind: "container", id: id.to_string() });
-        }
-        for name in &options.names {
-            if let Some(owner) = containers.table().by_name(name) {
-                return Err(Error::ContainerNameInUse { name: name.clone(), owner: owner.id.clone() });
-            }
-        }
-        let mappings = options.mappings.clone().unwrap_or_else(|| plan.mappings.clone());
+        check_free(containers.table(), id.as_str(), &options.names)?;
+        let mappings = options.mappings.clone().unwrap_or_default();
         let mut container = Container {
             id: id.to_string(),
             names: unique(&options.names),
@@ -175,30 +175,20 @@ impl Store {
         &self,
         options: &CreateContainer,
         image: Option<&Stored<Image>>,
-        top: Option<String>,
         volatile: bool,
     ) -> Result<CreateLayer> {
-        let mut layer = CreateLayer {
+        let mappings = options.mappings.clone().unwrap_or_default();
+        let top = image.map(|image| self.image_top_layer(&image.id, &mappings)).transpose()?.flatten();
+        Ok(CreateLayer {
             id: options.layer.clone(),
             read_write: true,
             volatile,
             mount_label: options.mount_label.clone(),
             storage_opt: options.storage_opt.clone(),
-            mappings: options.mappings.clone(),
-            parent: top,
+            mappings: Some(mappings),
+            parent: top.map(|top| top.id.clone()),
             ..CreateLayer::default()
-        };
-        let Some(wanted) = &options.mappings else { return Ok(layer) };
-        // A copy of the top layer with just these mappings needs no change of owners, and no shifting at mount time.
-        let tables = self.layer_tables()?;
-        let tops = image.iter().flat_map(|image| image.top_layers());
-        let fitting = tops.filter_map(|top| tables.by_id(top)).find(|top| top.mappings() == *wanted);
-        if let Some(top) = fitting {
-            layer.parent = Some(top.id.clone());
-        } else if self.driver.supports_shifting(wanted) {
-            layer.mappings = None;
-        }
-        Ok(layer)
+        })
     }
 
     /// A big data item of a container.
@@ -266,6 +256,18 @@ impl Store {
         }
         Ok(size)
     }
+}
+
+fn check_free(containers: &Table<Container>, id: &str, names: &[String]) -> Result<()> {
+    if containers.by_id(id).is_some() {
+        return Err(Error::IdInUse { kind: "container", id: id.to_owned() });
+    }
+    for name in names {
+        if let Some(owner) = containers.by_name(name) {
+            return Err(Error::ContainerNameInUse { name: name.clone(), owner: owner.id.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of the regular files below a directory.

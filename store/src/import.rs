@@ -238,11 +238,17 @@ impl Store {
     }
 
     pub(crate) fn begin_tar_split(&self) -> Result<(TarSplit, GzipPacker)> {
-        let mut directory = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
-        let (addition, file) = directory.add_file(0o600)?;
+        let (split, file) = self.new_tar_split()?;
         let scratch = graph_sys::io::fcntl_dupfd_cloexec(&*self.layers.dir, 0)
             .map_err(|e| Error::io("open once more", self.layers.dir.path(), e))?;
-        Ok((TarSplit { directory, file: addition }, GzipPacker::new(file, scratch)))
+        Ok((split, GzipPacker::new(file, scratch)))
+    }
+
+    /// An empty file, to become a layer's.
+    pub(crate) fn new_tar_split(&self) -> Result<(TarSplit, File)> {
+        let mut directory = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        let (addition, file) = directory.add_file(0o600)?;
+        Ok((TarSplit { directory, file: addition }, file))
     }
 
     pub(crate) fn end_tar_split(&self, packer: GzipPacker, getter: &dyn FileGetter, id: &LayerId) -> Result<File> {

@@ -176,6 +176,8 @@ impl Store {
         };
         let parent_mappings = parent.as_ref().map(|parent| parent.mappings()).unwrap_or_default();
         let mappings = options.mappings.clone().unwrap_or_else(|| parent_mappings.clone());
+        // What is mapped at mount time is stored as if there were no mappings, so that it can be shown through any.
+        let mappings = if self.driver.supports_shifting(&mappings) { IdMappings::default() } else { mappings };
         let parent_id = parent.as_ref().map(|parent| LayerId::new(parent.id.clone())).transpose()?;
         let file = if options.volatile { VOLATILE } else { STABLE };
         Ok(LayerPlan { id, parent, parent_id, parent_mappings, mappings, file })

@@ -77,6 +77,7 @@ mod images;
 mod import;
 pub mod json;
 mod layers;
+mod mapped;
 mod mounts;
 mod names;
 mod options;

@@ -83,7 +83,8 @@ pub struct CreateLayer {
     pub read_write: bool,
     /// Its record and data may be lost in a crash (`volatile-layers.json`).
     pub volatile: bool,
-    /// Mappings of the ids on disk. `None` takes the parent's, or none where there is no parent.
+    /// Mappings of the ids on disk. `None` takes the parent's, or none where there is no parent. Where the driver shows
+    /// layers through these mappings at mount time, the layer is stored without any, as in containers/storage.
     pub mappings: Option<IdMappings>,
     /// SELinux label; empty for none.
     pub mount_label: String,
@@ -179,7 +180,7 @@ pub struct CreateContainer {
     pub metadata: String,
     /// A crash may lose what the container writes.
     pub volatile: bool,
-    /// Mappings of the ids inside. `None` for those of the image's top layer, or none.
+    /// Mappings of the ids inside. `None` for the host's ids, as empty ones.
     pub mappings: Option<IdMappings>,
     /// SELinux labels of process and mount: both or none.
     pub process_label: String,
