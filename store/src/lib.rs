@@ -86,6 +86,7 @@ mod recovery;
 mod refill;
 mod store;
 mod table;
+mod usage;
 
 pub use error::{Error, ErrorKind, Result};
 pub use import::Imported;
@@ -96,3 +97,4 @@ pub use options::{
 };
 pub use records::{Container, Image, Layer};
 pub use store::{Store, Stored};
+pub use usage::{ContainerUsage, ImageUsage, LayerUsage, Space, StoreUsage, UsageOptions};

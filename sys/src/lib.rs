@@ -11,6 +11,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use rustix::{io, path, process, rand, thread, time};
 
 mod error;
+pub mod extents;
 pub mod fault;
 pub mod getdents;
 pub mod idmap;

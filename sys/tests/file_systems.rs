@@ -12,7 +12,7 @@ use graph_sys::mount::DetachedMount;
 use graph_sys::probe::{self, Support};
 use graph_sys::reflink::{self, CopyMethod};
 use graph_sys::statfs::{Magic, magic};
-use graph_sys::{io, special, statx, sync, xattr};
+use graph_sys::{extents, io, special, statx, sync, xattr};
 
 struct Kind {
     name: &'static str,
@@ -79,6 +79,16 @@ fn check(kind: &Kind, target: &Path) {
     let support = if kind.reflinks { Support::Works } else { Support::Missing };
     assert_eq!(probe::reflinks(&root).unwrap(), support);
     assert_eq!(probe::unnamed_files(&root).unwrap(), Support::Works);
+    let shared = [&source, &copy].map(|file| extents::shared_bytes(file).unwrap());
+    match (kind.reflinks, kind.magic) {
+        (true, _) => assert!(shared.iter().all(|shared| shared.is_some_and(|b| (300_000..1 << 20).contains(&b)))),
+        (false, Magic::TMPFS) => assert_eq!(shared, [None; 2]),
+        (false, _) => assert_eq!(shared, [Some(0); 2]),
+    }
+    let alone = create(&root, "alone");
+    assert_eq!(io::pwrite(&alone, &content, 0).unwrap(), content.len());
+    sync::syncfs(&root).unwrap();
+    assert_eq!(extents::shared_bytes(&alone).unwrap().unwrap_or(0), 0);
 
     // Across file systems.
     let elsewhere = tempfile::tempfile().unwrap();
