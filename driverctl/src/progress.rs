@@ -20,6 +20,16 @@ pub(crate) fn bytes(what: &'static str, size: Option<u64>) -> ProgressBar {
     bar
 }
 
+/// A bar for steps of which one does not know yet how many there are.
+pub(crate) fn steps(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), target());
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what);
+    bar
+}
+
 fn target() -> ProgressDrawTarget {
     // Standard output may be a pipe while standard error is a terminal: the bar is for the person, not for the pipe.
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }

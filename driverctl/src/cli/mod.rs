@@ -13,6 +13,7 @@ pub(crate) mod images;
 pub(crate) mod layers;
 pub(crate) mod mounts;
 pub(crate) mod ours;
+pub(crate) mod space;
 pub(crate) mod stores;
 pub(crate) mod syntax;
 pub(crate) mod transfer;
@@ -58,6 +59,8 @@ pub(crate) enum Verb {
     #[command(flatten)]
     Stores(stores::StoreVerb),
     #[command(flatten)]
+    Space(space::SpaceVerb),
+    #[command(flatten)]
     Ours(ours::OurVerb),
 }
 
@@ -73,6 +76,7 @@ impl Verb {
             Self::Mounts(verb) => verb.run(opened),
             Self::Transfer(verb) => verb.run(opened),
             Self::Stores(verb) => verb.run(opened),
+            Self::Space(verb) => verb.run(opened),
             Self::Ours(verb) => verb.run(opened),
         }
     }

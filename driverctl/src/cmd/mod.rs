@@ -2,6 +2,7 @@
 
 pub(crate) mod containers;
 pub(crate) mod diffs;
+pub(crate) mod du;
 pub(crate) mod images;
 pub(crate) mod layers;
 pub(crate) mod mounts;
@@ -9,6 +10,7 @@ pub(crate) mod objects;
 pub(crate) mod ours;
 pub(crate) mod stores;
 pub(crate) mod transfer;
+pub(crate) mod tree;
 
 use std::collections::BTreeMap;
 use std::path::Path;

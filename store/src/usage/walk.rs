@@ -256,9 +256,7 @@ impl Place {
             Self::Home if is_directory => layer(name).unwrap_or(Entry::Go(Self::InHome)),
             Self::InHome if is_directory => layer(name).unwrap_or(rest),
             Self::LayerRecords => layer(name.strip_suffix(".tar-split.gz").unwrap_or(name)).unwrap_or(rest),
-            Self::ImageRecords => {
-                owners.images.get(name).map_or(rest, |number| Entry::Of(Owner::Image(*number)))
-            }
+            Self::ImageRecords => owners.images.get(name).map_or(rest, |number| Entry::Of(Owner::Image(*number))),
             Self::ContainerRecords => {
                 owners.containers.get(name).map_or(rest, |number| Entry::Of(Owner::Container(*number)))
             }
