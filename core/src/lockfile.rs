@@ -156,15 +156,18 @@ impl Inner {
 impl LockFile {
     /// The lock file at `path` of a store that is written to. It is made, with mode 0644, when it is first locked; its
     /// directory must exist.
+    ///
+    /// On a read-only file system it can be locked [`LockKind::Shared`] only; where it is missing there, without a lock
+    /// ([`LockGuard::is_locked`] says no).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::make(path.into(), false)
     }
 
     /// The lock file at `path` of an additional, read-only store: can only be locked [`LockKind::Shared`].
     ///
-    /// It is made where it is missing and can be made. Where it cannot (read-only file system, someone else's directory,
-    /// no locks on this network file system) the store is read without a lock, since nobody can write it from here;
-    /// [`LockGuard::is_locked`] then says no.
+    /// It is never made: nothing is written in such a store. Where it is missing or cannot be had (someone else's
+    /// directory, no locks on this network file system) the store is read without a lock; [`LockGuard::is_locked`] then
+    /// says no. Records are replaced by renaming, so what is read is whole even so.
     pub fn read_only(path: impl Into<PathBuf>) -> Self {
         Self::make(path.into(), true)
     }
@@ -201,9 +204,17 @@ impl LockFile {
         if *self.inner.owner() == Some(std::thread::current().id()) {
             return Err(error("lock once more in the same thread", Errno::DEADLK));
         }
-        let file = match self.open() {
+        let opened = match self.open(self.inner.read_only) {
+            Err(Errno::ROFS) if kind == LockKind::Shared => match self.open(true) {
+                // Nobody can write here, so nobody has to be kept from it.
+                Err(Errno::NOENT) => return Ok(LockGuard { lock: Arc::clone(&self.inner), file: None, kind }),
+                other => other,
+            },
+            other => other,
+        };
+        let file = match opened {
             Ok(file) => file,
-            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::NOENT) if self.inner.read_only => {
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOENT) if self.inner.read_only => {
                 return Ok(LockGuard { lock: Arc::clone(&self.inner), file: None, kind });
             }
             Err(source) => return Err(error("open lock file", source)),
@@ -228,15 +239,17 @@ impl LockFile {
         Ok(LockGuard { lock: Arc::clone(&self.inner), file: Some(file), kind })
     }
 
-    fn open(&self) -> Result<File, Errno> {
-        let access = if self.inner.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    fn open(&self, read_only: bool) -> Result<File, Errno> {
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let flags = access | OFlags::CLOEXEC | OFlags::NOCTTY;
         loop {
             match fs::openat(CWD, &self.inner.path, flags, Mode::empty()) {
-                Err(Errno::NOENT) => match fs::openat(CWD, &self.inner.path, flags | OFlags::CREATE, LOCK_FILE_MODE) {
-                    Err(Errno::INTR) => {}
-                    other => return other.map(File::from),
-                },
+                Err(Errno::NOENT) if !read_only => {
+                    match fs::openat(CWD, &self.inner.path, flags | OFlags::CREATE, LOCK_FILE_MODE) {
+                        Err(Errno::INTR) => {}
+                        other => return other.map(File::from),
+                    }
+                }
                 Err(Errno::INTR) => {}
                 other => return other.map(File::from),
             }

@@ -27,6 +27,15 @@ pub(crate) fn file_name(key: &str) -> Result<String> {
     Ok(name)
 }
 
+/// Refuses a new item's key that has no file name, or would garble what is printed. Items that are there already can be
+/// read whatever their keys.
+pub(crate) fn check_key(key: &str) -> Result<()> {
+    if key.chars().any(char::is_control) {
+        return Err(Error::InvalidBigDataName { key: key.to_owned() });
+    }
+    file_name(key).map(drop)
+}
+
 /// The sha256 of an item, as records have it.
 pub(crate) fn digest(bytes: &[u8]) -> String {
     Digest::of(bytes).to_string()

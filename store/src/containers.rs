@@ -12,6 +12,7 @@ use crate::bigdata::{self, Owner};
 use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::names::check_names;
 use crate::options::{CreateContainer, CreateLayer};
 use crate::records::{Container, Image, Layer, Time};
 use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
@@ -50,13 +51,14 @@ impl Store {
     /// driver's; nothing is left behind.
     pub fn create_container(&self, options: &CreateContainer) -> Result<Stored<Container>> {
         let id = new_id(options.id.as_deref())?;
+        check_names(&options.names)?;
         if options.process_label.is_empty() != options.mount_label.is_empty() {
             return Err(Error::InvalidArgument {
                 problem: "ProcessLabel and Mountlabel must either not be specified or both specified".to_owned(),
             });
         }
         for (key, _) in &options.big_data {
-            bigdata::file_name(key)?;
+            bigdata::check_key(key)?;
         }
         if let Some(mappings) = &options.mappings {
             for ranges in [&mappings.uids, &mappings.gids] {
@@ -206,7 +208,7 @@ impl Store {
     /// # Errors
     /// [`Error::ContainerNotKnown`], [`Error::InvalidBigDataName`].
     pub fn set_container_big_data(&self, container: &str, key: &str, data: &[u8]) -> Result<()> {
-        bigdata::file_name(key)?;
+        bigdata::check_key(key)?;
         let mut containers = self.containers.records.write()?;
         let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
         let id = containers.table().find(container).ok_or_else(unknown)?.id.clone();

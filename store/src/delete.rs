@@ -11,6 +11,7 @@ use graph_core::driver::DeferredRemoval;
 use graph_core::tempdir::{TempDir, TempDirRoot};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
+use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::layers::tar_split_name;
@@ -94,18 +95,21 @@ impl Store {
     /// Takes layers off the lists of mapped copies.
     pub(crate) fn forget_mapped(&self, ids: &[String]) -> Result<()> {
         let uses = |image: &Image| image.mapped_layers.iter().any(|mapped| ids.contains(mapped));
-        if !self.images.records.read()?.iter().any(|image| uses(image)) {
-            return Ok(());
-        }
-        let mut images = self.images.records.write()?;
-        let using: Vec<String> =
-            images.table().iter().filter(|image| uses(image)).map(|image| image.id.clone()).collect();
-        for image in using {
-            if let Some((record, _)) = images.change().change(&image) {
-                record.mapped_layers.retain(|mapped| !ids.contains(mapped));
+        for (_, part) in self.own_images() {
+            if !part.records.read()?.iter().any(|image| uses(image)) {
+                continue;
             }
+            let mut images = part.records.write()?;
+            let using: Vec<String> =
+                images.table().iter().filter(|image| uses(image)).map(|image| image.id.clone()).collect();
+            for image in using {
+                if let Some((record, _)) = images.change().change(&image) {
+                    record.mapped_layers.retain(|mapped| !ids.contains(mapped));
+                }
+            }
+            images.save(&[STABLE])?;
         }
-        images.save(&[STABLE])
+        Ok(())
     }
 
     /// Marks the records of layers (children before parents) that are going to be removed. From here on they go, if not
@@ -177,8 +181,11 @@ impl Store {
     /// [`Error::ImageNotKnown`], [`Error::ImageUsedByContainer`], [`Error::ReadOnlyStore`].
     pub fn delete_image(&self, image: &str, commit: bool) -> Result<Vec<String>> {
         let mut layers = self.layers.records.write()?;
-        let mut images = self.images.records.write()?;
-        let Some(found) = images.table().find(image).cloned() else {
+        let mut parts: Vec<(&Dir, Writing<'_, Image>)> = Vec::new();
+        for (_, part) in self.own_images() {
+            parts.push((&*part.dir, part.records.write()?));
+        }
+        let Some(found) = parts.iter().find_map(|(_, images)| images.table().find(image).cloned()) else {
             for store in &self.additional {
                 if let Some(part) = &store.images
                     && let Some(image) = part.records.read()?.find(image)
@@ -197,7 +204,10 @@ impl Store {
         }
         let in_use = |layer: &str| {
             containers.iter().any(|container| container.layer == layer)
-                || images.table().iter().any(|other| other.id != found.id && other.top_layers().any(|top| top == layer))
+                || parts
+                    .iter()
+                    .flat_map(|(_, images)| images.table().iter())
+                    .any(|other| other.id != found.id && other.top_layers().any(|top| top == layer))
         };
         let doomed_layers = removable(layers.table(), &found, in_use);
         if !commit {
@@ -205,14 +215,26 @@ impl Store {
         }
         let mut temporary = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
         let marked = self.mark_layers(&mut layers, doomed_layers)?;
-        images.change().remove(&[&found.id]);
-        images.save(&[STABLE])?;
-        fault("delete.image-forgotten")?;
-        if LayerId::new(found.id.clone()).is_ok() {
-            temporary.stage_deletion(&*self.images.dir, &found.id)?;
+        // A copy in the image store hides the one in the graph root: both go, or that would show again.
+        for (dir, images) in &mut parts {
+            if images.table().by_id(&found.id).is_none() {
+                continue;
+            }
+            images.change().remove(&[&found.id]);
+            images.save(&[STABLE])?;
+            fault("delete.image-forgotten")?;
+            if LayerId::new(found.id.clone()).is_err() {
+                continue;
+            }
+            if self.options.image_store.is_none() {
+                temporary.stage_deletion(*dir, &found.id)?;
+            } else {
+                // Perhaps on another file system than the temporary directory.
+                dir.remove(&found.id)?;
+            }
         }
         fault("delete.image-renamed")?;
-        drop(images);
+        drop(parts);
         let doomed = self.remove_marked(&mut layers, &marked)?;
         drop(layers);
         doomed.finish();
@@ -269,10 +291,11 @@ impl Store {
             Found::Image(id) => {
                 let image = self.image(&id)?;
                 self.writable(&image, || format!("image {id}"))?;
-                let mut images = self.images.records.write()?;
+                let part = self.image_part(&image)?;
+                let mut images = part.records.write()?;
                 images.change().remove(&[&id]);
                 images.save(&[STABLE])?;
-                self.images.dir.remove(&id)
+                part.dir.remove(&id)
             }
             Found::Container(id) => Err(Error::NotKnown { reference: id }),
         }
@@ -312,13 +335,14 @@ mod tests {
 
     #[test]
     fn layers_go_with_their_image_as_far_as_nothing_else_uses_them() {
-        let table = Table::from_files([vec![
+        let layers = vec![
             layer("base", ""),
             layer("mid", "base"),
             layer("top", "mid"),
             layer("mapped", "mid"),
             layer("other", "base"),
-        ]]);
+        ];
+        let table = Table::from_files([(STABLE, layers)]);
         let image = Image {
             id: "i".to_owned(),
             layer: "top".to_owned(),
@@ -328,7 +352,7 @@ mod tests {
         assert_eq!(removable(&table, &image, |_| false), ["mapped", "top", "mid"]);
         assert_eq!(removable(&table, &image, |id| id == "mapped"), ["top"]);
         assert_eq!(removable(&table, &image, |id| id == "top"), ["mapped"]);
-        let tangled = Table::from_files([vec![layer("a", "b"), layer("b", "a")]]);
+        let tangled = Table::from_files([(STABLE, vec![layer("a", "b"), layer("b", "a")])]);
         let image = Image { layer: "a".to_owned(), ..Image::default() };
         assert!(removable(&tangled, &image, |_| false).is_empty());
     }

@@ -124,7 +124,7 @@ impl Store {
     /// The part of the store that a layer lies in.
     pub(crate) fn layer_part(&self, layer: &Stored<Layer>) -> Result<&Part<Layer>> {
         let part = match layer.home() {
-            Home::Own => Some(&self.layers),
+            Home::Own | Home::GraphRoot => Some(&self.layers),
             Home::Additional(n) => self.additional.get(n).and_then(|store| store.layers.as_ref()),
         };
         part.ok_or_else(|| Error::LayerNotKnown { reference: layer.id.clone() })

@@ -165,8 +165,15 @@ pub enum Error {
         /// Root of the store.
         store: PathBuf,
     },
+    /// A name that would garble what is printed.
+    #[error("{name:?}: names must not have control characters")]
+    InvalidName {
+        /// The name.
+        name: String,
+    },
     /// A key that cannot name a big data item.
-    #[error("{key:?}: not a valid name for a big data item")]
+    #[error("{}: not a valid name for a big data item",
+        if key.is_empty() { "can't set empty name for a big data item".to_owned() } else { format!("{key:?}") })]
     InvalidBigDataName {
         /// The key.
         key: String,
@@ -377,9 +384,10 @@ impl Error {
             Self::BigDataNotFound { .. } => ErrorKind::BigDataNotFound,
             Self::InvalidDigest { .. } => ErrorKind::InvalidDigest,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
-            Self::InvalidId(_) | Self::InvalidArgument { .. } | Self::ShiftingNotEnabled { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            Self::InvalidId(_)
+            | Self::InvalidName { .. }
+            | Self::InvalidArgument { .. }
+            | Self::ShiftingNotEnabled { .. } => ErrorKind::InvalidArgument,
             Self::Corrupt { .. } | Self::DuplicateName { .. } | Self::Encode { .. } => ErrorKind::Corrupt,
             Self::LayerChanged { .. } => ErrorKind::LayerUsedByContainer,
             Self::PartlyApplied { source, .. } => source.kind(),

@@ -19,6 +19,8 @@ use crate::table::{FileIndex, Record, Table};
 /// One file of a group.
 #[derive(Debug)]
 pub(crate) struct RecordFile {
+    /// What the table calls it.
+    pub(crate) index: FileIndex,
     pub(crate) dir: Arc<Dir>,
     pub(crate) name: &'static str,
     pub(crate) durability: Durability,
@@ -26,7 +28,9 @@ pub(crate) struct RecordFile {
 
 /// A group: the records of one kind in one store.
 pub(crate) struct Group<T> {
-    lock: LockFile,
+    /// Taken in this order. A store that is split over two directories has one in each, so that whoever opens one of them
+    /// as a store of its own waits for us, and sees what we wrote.
+    locks: Vec<LockFile>,
     files: Vec<RecordFile>,
     on_wait: Option<OnLockWait>,
     cache: Mutex<Cache<T>>,
@@ -39,17 +43,31 @@ struct Cache<T> {
     table: Arc<Table<T>>,
 }
 
+/// The held locks of a group.
+#[derive(Debug)]
+pub(crate) struct Guards(Vec<LockGuard>);
+
+impl Guards {
+    fn tokens(&self) -> Result<Vec<Token>> {
+        Ok(self.0.iter().map(LockGuard::token).collect::<graph_core::Result<_>>()?)
+    }
+
+    fn record_write(&self) -> Result<Vec<Token>> {
+        Ok(self.0.iter().map(LockGuard::record_write).collect::<graph_core::Result<_>>()?)
+    }
+}
+
 #[derive(PartialEq, Eq)]
 struct Seen {
-    token: Token,
+    tokens: Vec<Token>,
     /// Editors and scripts change files without a token.
     stamps: Vec<Option<FileStamp>>,
 }
 
 impl<T: Record> Group<T> {
-    pub(crate) fn new(lock: LockFile, files: Vec<RecordFile>, on_wait: Option<OnLockWait>) -> Self {
+    pub(crate) fn new(locks: Vec<LockFile>, files: Vec<RecordFile>, on_wait: Option<OnLockWait>) -> Self {
         Self {
-            lock,
+            locks,
             files,
             on_wait,
             cache: Mutex::new(Cache { seen: None, table: Arc::default() }),
@@ -59,7 +77,7 @@ impl<T: Record> Group<T> {
 
     /// Whether it belongs to an additional store.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.lock.is_read_only()
+        self.locks.iter().any(LockFile::is_read_only)
     }
 
     /// The records as they are now.
@@ -69,7 +87,7 @@ impl<T: Record> Group<T> {
     }
 
     /// The records as they are now, together with the lock that keeps them so.
-    pub(crate) fn read_locked(&self) -> Result<(LockGuard, Arc<Table<T>>)> {
+    pub(crate) fn read_locked(&self) -> Result<(Guards, Arc<Table<T>>)> {
         let guard = self.lock(LockKind::Shared)?;
         let table = self.current(&guard)?;
         Ok((guard, table))
@@ -77,22 +95,22 @@ impl<T: Record> Group<T> {
 
     /// Takes the lock for writing.
     pub(crate) fn write(&self) -> Result<Writing<'_, T>> {
-        let guard = self.lock(LockKind::Exclusive)?;
-        let table = self.current(&guard)?;
+        let guards = self.lock(LockKind::Exclusive)?;
+        let table = self.current(&guards)?;
         // The cache gives its share up, so that changing the table does not copy it.
         let mut cache = self.cache();
         let seen = cache.seen.take();
         cache.table = Arc::default();
         drop(cache);
         let table = Arc::try_unwrap(table).unwrap_or_else(|shared| (*shared).clone());
-        Ok(Writing { group: self, guard, seen, table })
+        Ok(Writing { group: self, guards, seen, table })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache<T>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self, kind: LockKind) -> Result<LockGuard> {
+    fn lock(&self, kind: LockKind) -> Result<Guards> {
         let tell;
         let wait = match &self.on_wait {
             Some(on_wait) => {
@@ -101,11 +119,11 @@ impl<T: Record> Group<T> {
             }
             None => Wait::Block,
         };
-        Ok(self.lock.lock(kind, wait)?)
+        Ok(Guards(self.locks.iter().map(|lock| lock.lock(kind, wait)).collect::<graph_core::Result<_>>()?))
     }
 
-    fn current(&self, guard: &LockGuard) -> Result<Arc<Table<T>>> {
-        let now = Seen { token: guard.token()?, stamps: self.stamps()? };
+    fn current(&self, guards: &Guards) -> Result<Arc<Table<T>>> {
+        let now = Seen { tokens: guards.tokens()?, stamps: self.stamps()? };
         let mut cache = self.cache();
         if cache.seen.as_ref() != Some(&now) {
             cache.seen = None;
@@ -128,7 +146,7 @@ impl<T: Record> Group<T> {
             let bytes = file.dir.read(file.name)?.unwrap_or_default();
             let slots = json::parse_array(bytes)
                 .map_err(|source| Error::Corrupt { path: file.dir.path().join(file.name), source })?;
-            files.push(slots);
+            files.push((file.index, slots));
         }
         let table = Table::from_files(files);
         if self.is_read_only()
@@ -153,14 +171,14 @@ impl<T: Record> Group<T> {
 
 impl<T> std::fmt::Debug for Group<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("lock", &self.lock).field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Group").field("locks", &self.locks).field("files", &self.files).finish_non_exhaustive()
     }
 }
 
 /// A group that this thread alone may change. Dropping it gives the lock back; changes that were not saved are gone.
 pub(crate) struct Writing<'g, T: Record> {
     group: &'g Group<T>,
-    guard: LockGuard,
+    guards: Guards,
     /// `None` once the table differs from the files.
     seen: Option<Seen>,
     table: Table<T>,
@@ -183,22 +201,22 @@ impl<T: Record> Writing<'_, T> {
     pub(crate) fn save(&mut self, files: &[FileIndex]) -> Result<()> {
         self.seen = None;
         self.group.sweep();
-        let token = self.guard.record_write()?;
+        let tokens = self.guards.record_write()?;
         fault("records.token-written")?;
         let mut files = files.to_vec();
         files.append(&mut self.table.repaired);
         files.sort_unstable();
         files.dedup();
-        for (index, file) in self.group.files.iter().enumerate() {
-            if files.contains(&index) {
+        for file in &self.group.files {
+            if files.contains(&file.index) {
                 let path = || file.dir.path().join(file.name);
-                let bytes = json::write_array(self.table.slots(index))
+                let bytes = json::write_array(self.table.slots(file.index))
                     .map_err(|source| Error::Encode { path: path(), source })?;
                 file.dir.write(file.name, &bytes, file.durability)?;
                 fault("records.written")?;
             }
         }
-        self.seen = Some(Seen { token, stamps: self.group.stamps()? });
+        self.seen = Some(Seen { tokens, stamps: self.group.stamps()? });
         Ok(())
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use graph_core::LayerId;
 use graph_core::fsutil::Durability;
 
 use crate::bigdata::{self, Owner};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::names::check_names;
 use crate::options::CreateImage;
-use crate::records::{Image, Time};
-use crate::store::{Home, Part, STABLE, Store, Stored, new_id};
+use crate::records::{Flags, Image, Time};
+use crate::store::{Home, Part, STABLE, Store, Stored, find_in, new_id};
 use crate::table::{Table, unique};
 
 /// Images.
@@ -27,9 +29,7 @@ impl Store {
     /// # Errors
     /// [`Error::ImageNotKnown`].
     pub fn image(&self, image: &str) -> Result<Stored<Image>> {
-        let found =
-            self.image_tables()?.iter().find_map(|(home, table)| table.find(image).map(|i| Stored::new(i, *home)));
-        found.ok_or_else(|| Error::ImageNotKnown { reference: image.to_owned() })
+        find_in(&self.image_tables()?, image).ok_or_else(|| Error::ImageNotKnown { reference: image.to_owned() })
     }
 
     /// The images found by a digest (see [`Image::digests`]); none is an empty list.
@@ -65,7 +65,10 @@ impl Store {
 
     /// The tables of all stores, own first.
     pub(crate) fn image_tables(&self) -> Result<Vec<(Home, Arc<Table<Image>>)>> {
-        let mut tables = vec![(Home::Own, self.images.records.read()?)];
+        let mut tables = Vec::new();
+        for (home, part) in self.own_images() {
+            tables.push((home, part.records.read()?));
+        }
         for (n, additional) in self.additional.iter().enumerate() {
             if let Some(images) = &additional.images {
                 tables.push((Home::Additional(n), images.records.read()?));
@@ -74,7 +77,16 @@ impl Store {
         Ok(tables)
     }
 
+    /// The images that can be changed, in the order in which they are looked up and locked.
+    pub(crate) fn own_images(&self) -> impl Iterator<Item = (Home, &Part<Image>)> {
+        let root = self.root_images.as_ref().map(|part| (Home::GraphRoot, part));
+        std::iter::once((Home::Own, &self.images)).chain(root)
+    }
+
     /// Makes an image.
+    ///
+    /// One with the id of an image in an additional store is a copy of that, with what is asked for on top: names are
+    /// added, data is added or replaced, digest and metadata are replaced where they are given.
     ///
     /// Its big data is on disk before its record is, so there is no image without its manifest. What a process killed in
     /// the middle leaves is a directory that no image has; the next open removes it if its name is of the usual kind (64
@@ -85,11 +97,12 @@ impl Store {
     /// [`Error::InvalidBigDataName`].
     pub fn create_image(&self, options: &CreateImage) -> Result<Stored<Image>> {
         let id = new_id(options.id.as_deref())?;
+        check_names(&options.names)?;
         if let Some(digest) = options.digest.as_deref().filter(|digest| !digest.is_empty()) {
             bigdata::check_digest(digest)?;
         }
         for (key, _) in &options.big_data {
-            bigdata::file_name(key)?;
+            bigdata::check_key(key)?;
         }
         // The layer must not go before the record that uses it is there.
         let (_guard, own) = self.layers.records.read_locked()?;
@@ -101,28 +114,47 @@ impl Store {
             }
         };
         let mut images = self.images.records.write()?;
-        if images.table().by_id(id.as_str()).is_some() {
+        let below = match &self.root_images {
+            Some(part) => Some(part.records.read()?),
+            None => None,
+        };
+        let mut own = std::iter::once(images.table()).chain(below.as_deref());
+        if own.clone().any(|table| table.by_id(id.as_str()).is_some()) {
             return Err(Error::IdInUse { kind: "image", id: id.to_string() });
         }
         for name in options.names.iter().filter(|_| !options.take_names) {
-            if let Some(owner) = images.table().by_name(name) {
+            if let Some(owner) = own.find_map(|table| table.by_name(name)) {
                 return Err(Error::ImageNameInUse { name: name.clone(), owner: owner.id.clone() });
             }
         }
-        let mut image = Image {
-            id: id.to_string(),
-            digest: options.digest.clone().unwrap_or_default(),
-            names: unique(&options.names),
-            names_history: unique(&options.names_history),
-            layer,
-            metadata: options.metadata.clone(),
-            created: options.created.clone().unwrap_or_else(Time::now),
-            flags: options.flags.clone(),
-            ..Image::default()
+        let copied = self.find_read_only(id.as_str())?;
+        let (mut image, mut items) = match &copied {
+            Some(found) => (Image::clone(found.record()), self.image_items(found)?),
+            None => (Image { created: Time::now(), ..Image::default() }, Vec::new()),
         };
+        id.as_str().clone_into(&mut image.id);
+        image.layer = layer;
+        // Names that own images have stay theirs.
+        image.names.retain(|name| images.table().by_name(name).is_none());
+        image.names = unique(&[&*image.names, &*options.names].concat());
+        image.names_history = unique(&[&*options.names_history, &*image.names_history].concat());
+        if let Some(digest) = options.digest.as_ref().filter(|digest| !digest.is_empty()) {
+            image.digest.clone_from(digest);
+        }
+        if !options.metadata.is_empty() {
+            image.metadata.clone_from(&options.metadata);
+        }
+        if let Some(created) = &options.created {
+            image.created.clone_from(created);
+        }
+        if options.flags != Flags::default() {
+            image.flags.clone_from(&options.flags);
+        }
+        items.retain(|(key, _)| !options.big_data.iter().any(|(asked, _)| asked == key));
+        items.extend(options.big_data.iter().cloned());
         let write = || -> Result<()> {
             self.images.dir.remove(id.as_str())?; // of a dead image of that id
-            for (key, data) in &options.big_data {
+            for (key, data) in &items {
                 bigdata::write(&self.images.dir, owner(id.as_str()), key, data, Durability::Data)?;
                 note_big_data(&mut image, key, data);
                 fault("image.data-written")?;
@@ -130,7 +162,8 @@ impl Store {
             let names = std::mem::take(&mut image.names);
             images.change().insert(image, STABLE);
             images.change().set_names(id.as_str(), &names);
-            images.save(&[STABLE])
+            images.save(&[STABLE])?;
+            self.take_image_names(Home::Own, id.as_str(), &options.names)
         };
         if let Err(error) = write() {
             if let Err(error) = self.abandon_image(&mut images, id.as_str()) {
@@ -140,6 +173,60 @@ impl Store {
         }
         let unknown = || Error::ImageNotKnown { reference: id.to_string() };
         images.table().by_id(id.as_str()).map(|image| Stored::new(image, Home::Own)).ok_or_else(unknown)
+    }
+
+    /// The image of that id in an additional store.
+    fn find_read_only(&self, id: &str) -> Result<Option<Stored<Image>>> {
+        for (n, store) in self.additional.iter().enumerate() {
+            if let Some(part) = &store.images
+                && let Some(image) = part.records.read()?.by_id(id)
+            {
+                return Ok(Some(Stored::new(image, Home::Additional(n))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All big data of an image.
+    fn image_items(&self, image: &Stored<Image>) -> Result<Vec<(String, Vec<u8>)>> {
+        let dir = &self.image_part(image)?.dir;
+        let item = |key: &String| Ok((key.clone(), bigdata::read(dir, owner(&image.id), key, true)?));
+        image.big_data_names.iter().map(item).collect()
+    }
+
+    /// Copies an image's record and data out of an additional store, to be changed. Its layers stay there. It must be
+    /// saved with what is changed.
+    pub(crate) fn pull_up(&self, images: &mut Writing<'_, Image>, image: &Stored<Image>) -> Result<()> {
+        LayerId::new(image.id.clone())?;
+        self.images.dir.remove(&image.id)?; // of a dead image of that id
+        for (key, data) in self.image_items(image)? {
+            bigdata::write(&self.images.dir, owner(&image.id), &key, &data, Durability::Data)?;
+        }
+        let mut record = Image::clone(image.record());
+        // Names that own images have stay theirs.
+        record.names.retain(|name| images.table().by_name(name).is_none());
+        images.change().insert(record, STABLE);
+        Ok(())
+    }
+
+    /// Takes names that an image got from the images of the other directory, where the store has two.
+    pub(crate) fn take_image_names(&self, home: Home, id: &str, names: &[String]) -> Result<()> {
+        for (other, part) in self.own_images().filter(|(other, _)| *other != home) {
+            let has = |image: &Image| image.id != id && image.names.iter().any(|name| names.contains(name));
+            if part.records.read()?.iter().any(|image| has(image)) {
+                tracing::debug!(?other, id, "moving names between the image store and the graph root");
+                let mut images = part.records.write()?;
+                let ids: Vec<String> =
+                    images.table().iter().filter(|image| has(image)).map(|image| image.id.clone()).collect();
+                for id in ids {
+                    let left = images.table().by_id(&id).map(|image| image.names.clone()).unwrap_or_default();
+                    let left: Vec<String> = left.into_iter().filter(|name| !names.contains(name)).collect();
+                    images.change().set_names(&id, &left);
+                }
+                images.save(&[STABLE])?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes an image that could not be made. Its data first: where the disk is full, the records can be written after
@@ -169,14 +256,15 @@ impl Store {
     /// # Errors
     /// [`Error::ImageNotKnown`], [`Error::InvalidBigDataName`], [`Error::ReadOnlyStore`].
     pub fn set_image_big_data(&self, image: &str, key: &str, data: &[u8]) -> Result<()> {
-        bigdata::file_name(key)?;
+        bigdata::check_key(key)?;
         let image = self.image(image)?;
         self.writable(&image, || format!("image {}", image.id))?;
-        let mut images = self.images.records.write()?;
+        let part = self.image_part(&image)?;
+        let mut images = part.records.write()?;
         if images.table().by_id(&image.id).is_none() {
             return Err(Error::ImageNotKnown { reference: image.id.clone() });
         }
-        bigdata::write(&self.images.dir, owner(&image.id), key, data, Durability::Data)?;
+        bigdata::write(&part.dir, owner(&image.id), key, data, Durability::Data)?;
         if let Some((record, _)) = images.change().change(&image.id) {
             note_big_data(record, key, data);
         }
@@ -206,9 +294,10 @@ impl Store {
         Ok(size)
     }
 
-    fn image_part(&self, image: &Stored<Image>) -> Result<&Part<Image>> {
+    pub(crate) fn image_part(&self, image: &Stored<Image>) -> Result<&Part<Image>> {
         let part = match image.home() {
             Home::Own => Some(&self.images),
+            Home::GraphRoot => self.root_images.as_ref(),
             Home::Additional(n) => self.additional.get(n).and_then(|store| store.images.as_ref()),
         };
         part.ok_or_else(|| Error::ImageNotKnown { reference: image.id.clone() })

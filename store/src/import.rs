@@ -24,7 +24,7 @@ use crate::layers::{LayerPlan, tar_split_name};
 use crate::options::{CreateLayer, Durability, Expected};
 use crate::records::Layer;
 use crate::recovery::TEMPORARY;
-use crate::store::{STABLE, Store, Stored};
+use crate::store::{Store, Stored, VOLATILE};
 use crate::table::FileIndex;
 
 /// A layer that was filled, and what was found on the way.
@@ -125,6 +125,7 @@ impl Store {
         let create = CreateOptions {
             mount_label: options.mount_label.clone(),
             mappings: plan.mappings.clone(),
+            read_write: options.read_write,
             ..CreateOptions::default()
         };
         let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
@@ -220,7 +221,7 @@ impl Store {
 
     /// Whether records of that file, and what they are about, must survive a power cut.
     pub(crate) fn is_durable(&self, file: FileIndex) -> bool {
-        file == STABLE && self.options.durability == Durability::Full
+        file != VOLATILE && self.options.durability == Durability::Full
     }
 
     /// Reads a blob to its end, decompressing it and checking both digests; `apply` gets the archive.

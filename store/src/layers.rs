@@ -9,9 +9,10 @@ use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 use crate::bigdata::{self, Owner};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::names::check_names;
 use crate::options::CreateLayer;
 use crate::records::{Layer, Time};
-use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
+use crate::store::{Home, IMAGE_STORE, STABLE, Store, Stored, VOLATILE, find_in, new_id};
 use crate::table::{FileIndex, Table, unique};
 
 /// The tables of all stores, own first.
@@ -21,9 +22,7 @@ pub(crate) struct LayerTables {
 
 impl LayerTables {
     pub(crate) fn find(&self, reference: &str) -> Option<Stored<Layer>> {
-        self.tables.iter().find_map(|(home, table)| {
-            table.find(reference).filter(|layer| !layer.is_incomplete()).map(|layer| Stored::new(layer, *home))
-        })
+        find_in(&self.tables, reference).filter(|layer| !layer.is_incomplete())
     }
 
     pub(crate) fn by_id(&self, id: &str) -> Option<Stored<Layer>> {
@@ -81,6 +80,14 @@ impl Store {
         self.select_layers(|layer| !digest.is_empty() && layer.compressed_digest == digest)
     }
 
+    /// The layers that were fetched in parts by a table of contents of this digest; none is an empty list.
+    ///
+    /// # Errors
+    /// I/O; damaged records.
+    pub fn layers_by_toc_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
+        self.select_layers(|layer| !digest.is_empty() && layer.toc_digest == digest)
+    }
+
     fn select_layers(&self, wanted: impl Fn(&Layer) -> bool) -> Result<Vec<Stored<Layer>>> {
         let tables = self.layer_tables()?;
         let mut found: Vec<Stored<Layer>> = Vec::new();
@@ -124,7 +131,7 @@ impl Store {
     /// # Errors
     /// [`Error::LayerNotKnown`], [`Error::InvalidBigDataName`], [`Error::ReadOnlyStore`].
     pub fn set_layer_big_data(&self, layer: &str, key: &str, data: &[u8]) -> Result<()> {
-        bigdata::file_name(key)?;
+        bigdata::check_key(key)?;
         let mut layers = self.layers.records.write()?;
         let id = self.own_layer(&layers, layer)?;
         let file = layers.table().file_of(&id).unwrap_or(STABLE);
@@ -156,10 +163,11 @@ impl Store {
     /// Looks at what is asked for, without a lock: what is wrong now need not be tried under one.
     pub(crate) fn plan_layer(&self, options: &CreateLayer) -> Result<LayerPlan> {
         let id = new_id(options.id.as_deref())?;
+        check_names(&options.names)?;
         let own = self.layers.records.read()?;
         check_free(&own, id.as_str(), &options.names)?;
         for (key, _) in &options.big_data {
-            bigdata::file_name(key)?;
+            bigdata::check_key(key)?;
         }
         let parent = match options.parent.as_deref() {
             None | Some("") => None,
@@ -179,7 +187,11 @@ impl Store {
         // What is mapped at mount time is stored as if there were no mappings, so that it can be shown through any.
         let mappings = if self.driver.supports_shifting(&mappings) { IdMappings::default() } else { mappings };
         let parent_id = parent.as_ref().map(|parent| LayerId::new(parent.id.clone())).transpose()?;
-        let file = if options.volatile { VOLATILE } else { STABLE };
+        let file = match options {
+            _ if options.volatile => VOLATILE,
+            _ if !options.read_write && self.options.image_store.is_some() => IMAGE_STORE,
+            _ => STABLE,
+        };
         Ok(LayerPlan { id, parent, parent_id, parent_mappings, mappings, file })
     }
 
@@ -197,6 +209,7 @@ impl Store {
         let create = CreateOptions {
             mount_label: options.mount_label.clone(),
             mappings: plan.mappings.clone(),
+            read_write: options.read_write,
             ..CreateOptions::default()
         };
         let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
@@ -243,6 +256,7 @@ impl Store {
             mount_label: options.mount_label.clone(),
             storage_opt: options.storage_opt.clone(),
             mappings: plan.mappings.clone(),
+            read_write: options.read_write,
         };
         let parent = plan.parent_id.as_ref();
         let make = || {

@@ -56,7 +56,7 @@
 //! <root>/storage.lock userns.lock
 //! <root>/D/                       the driver's home
 //! <root>/D-layers/                layers.json volatile-layers.json layers.lock <id>.tar-split.gz <id>/<big data> tmp/
-//! <root>/D-images/                images.json images.lock <id>/<big data>
+//! <root>/D-images/                images.json images.lock <id>/<big data>          in the image store, where there is one
 //! <root>/D-containers/            containers.json volatile-containers.json containers.lock <id>/<big data> <id>/userdata/
 //! <run root>/D-layers/            mountpoints.json mountpoints.lock
 //! <run root>/D-containers/<id>/userdata/
@@ -81,6 +81,7 @@ mod mapped;
 mod mounts;
 mod names;
 mod options;
+mod parts;
 pub mod records;
 mod recovery;
 mod refill;

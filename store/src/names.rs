@@ -1,7 +1,7 @@
 //! Names and free text of layers, images and containers alike.
 
 use crate::error::{Error, Result};
-use crate::group::Group;
+use crate::group::{Group, Writing};
 use crate::records::Image;
 use crate::store::{Home, Store};
 use crate::table::{Record, unique};
@@ -53,8 +53,10 @@ impl Store {
 
     /// Gives it exactly these names; names that others of its kind have are moved. Returns the names it has now.
     ///
+    /// An image of an additional store is copied first (its record and data, not its layers): the copy has the names.
+    ///
     /// # Errors
-    /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
+    /// [`Error::NotKnown`]; [`Error::ReadOnlyStore`] for a layer of an additional store; [`Error::InvalidName`].
     pub fn set_names(&self, object: &str, names: &[String]) -> Result<Vec<String>> {
         self.change_names(object, |_| unique(names))
     }
@@ -84,16 +86,22 @@ impl Store {
             Found::Layer(id) => {
                 let layer = self.layer(&id)?;
                 self.writable(&layer, || format!("layer {id}"))?;
-                rename(&self.layers.records, &id, names, |_, _| ())
+                rename(&mut self.layers.records.write()?, &id, names, |_, _| ())
             }
             Found::Image(id) => {
                 let image = self.image(&id)?;
-                if let Home::Additional(_) = image.home() {
-                    self.writable(&image, || format!("image {id}"))?;
+                let home = if image.is_read_only() { Home::Own } else { image.home() };
+                let part = if image.is_read_only() { &self.images } else { self.image_part(&image)? };
+                let mut writing = part.records.write()?;
+                if image.is_read_only() && writing.table().by_id(&id).is_none() {
+                    self.pull_up(&mut writing, &image)?;
                 }
-                rename(&self.images.records, &id, names, remember_names)
+                let names = rename(&mut writing, &id, names, remember_names)?;
+                drop(writing);
+                self.take_image_names(home, &id, &names)?;
+                Ok(names)
             }
-            Found::Container(id) => rename(&self.containers.records, &id, names, |_, _| ()),
+            Found::Container(id) => rename(&mut self.containers.records.write()?, &id, names, |_, _| ()),
         }
     }
 
@@ -120,8 +128,9 @@ impl Store {
                 change(&self.layers.records, &id, |layer| metadata.clone_into(&mut layer.metadata))
             }
             Found::Image(id) => {
-                self.writable(&self.image(&id)?, || format!("image {id}"))?;
-                change(&self.images.records, &id, |image| metadata.clone_into(&mut image.metadata))
+                let image = self.image(&id)?;
+                self.writable(&image, || format!("image {id}"))?;
+                change(&self.image_part(&image)?.records, &id, |image| metadata.clone_into(&mut image.metadata))
             }
             Found::Container(id) => {
                 change(&self.containers.records, &id, |container| metadata.clone_into(&mut container.metadata))
@@ -130,15 +139,25 @@ impl Store {
     }
 }
 
+/// Refuses new names with control characters. Empty ones are left out wherever names are set.
+pub(crate) fn check_names(names: &[String]) -> Result<()> {
+    match names.iter().find(|name| name.chars().any(char::is_control)) {
+        Some(name) => Err(Error::InvalidName { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
 fn rename<T: Record>(
-    records: &Group<T>,
+    writing: &mut Writing<'_, T>,
     id: &str,
     names: impl FnOnce(&[String]) -> Vec<String>,
     note: impl FnOnce(&mut T, &[String]),
 ) -> Result<Vec<String>> {
-    let mut writing = records.write()?;
     let unknown = || Error::NotKnown { reference: id.to_owned() };
-    let names = names(writing.table().by_id(id).ok_or_else(unknown)?.names());
+    let old = writing.table().by_id(id).ok_or_else(unknown)?.names();
+    let names = names(old);
+    let new: Vec<String> = names.iter().filter(|name| !old.contains(name)).cloned().collect();
+    check_names(&new)?;
     let table = writing.change();
     let mut files = table.set_names(id, &names);
     if let Some((record, file)) = table.change(id) {

@@ -28,7 +28,9 @@ impl Store {
         if self.layers.records.read()?.iter().any(|layer| layer.is_incomplete()) {
             self.remove_incomplete_layers(&mut warnings)?;
         }
-        remove_orphans(&self.images, &mut warnings)?;
+        for (_, images) in self.own_images() {
+            remove_orphans(images, &mut warnings)?;
+        }
         // Those of transient containers have their records below the run root. Seen from outside they look like orphans.
         if self.options.transient || !self.has_transient_containers()? {
             remove_orphans(&self.containers, &mut warnings)?;
@@ -80,15 +82,18 @@ impl Store {
     /// Removes the images whose top layer is one of these, which were being deleted. Their data follows as orphans'.
     fn forget_images_of(&self, incomplete: &[String]) -> Result<()> {
         let on_it = |image: &Image| incomplete.contains(&image.layer);
-        if self.images.records.read()?.iter().any(|image| on_it(image)) {
-            let mut images = self.images.records.write()?;
+        for (_, part) in self.own_images() {
+            if !part.records.read()?.iter().any(|image| on_it(image)) {
+                continue;
+            }
+            let mut images = part.records.write()?;
             let gone: Vec<String> =
                 images.table().iter().filter(|image| on_it(image)).map(|image| image.id.clone()).collect();
             images.change().remove(&gone);
             images.save(&[STABLE])?;
             for id in gone {
                 tracing::info!(image = %id, "removed an image that a killed process had begun to delete");
-                self.images.dir.remove(&id)?;
+                part.dir.remove(&id)?;
             }
         }
         self.forget_mapped(incomplete)

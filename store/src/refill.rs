@@ -15,7 +15,7 @@ use crate::import::{Imported, about, parse_expected, sync};
 use crate::layers::{LayerTables, tar_split_name};
 use crate::options::Expected;
 use crate::records::Layer;
-use crate::store::{Home, STABLE, Store, Stored};
+use crate::store::{Home, IMAGE_STORE, STABLE, Store, Stored};
 use crate::table::Table;
 
 /// A layer to be filled, as it was when that began.
@@ -101,9 +101,11 @@ impl Store {
     ) -> Result<Imported> {
         let Empty { id, record, parent } = empty;
         let mappings = record.mappings();
+        let file = self.layers.records.read()?.file_of(id.as_str()).unwrap_or(STABLE);
         let create = CreateOptions {
             mount_label: record.mount_label.clone(),
             mappings: mappings.clone(),
+            read_write: file != IMAGE_STORE,
             ..CreateOptions::default()
         };
         let mut staged = self.driver.begin_staged(parent.as_ref(), &create)?;
@@ -113,7 +115,6 @@ impl Store {
             staged.apply(diff, &mut apply).map_err(|e| about(id, e))
         })?;
         let split_file = self.end_tar_split(packer, &*staged.diff_getter()?, id)?;
-        let file = self.layers.records.read()?.file_of(id.as_str()).unwrap_or(STABLE);
         if self.is_durable(file) {
             staged.flush()?;
             sync(&split_file, id)?;
@@ -166,7 +167,10 @@ impl Store {
                 let mut restore = || -> Result<()> {
                     if touched {
                         self.remove_layer_at_once(id)?;
-                        self.driver.create_read_write(id, parent.as_ref(), &create)?;
+                        match file {
+                            IMAGE_STORE => self.driver.create(id, parent.as_ref(), &create)?,
+                            _ => self.driver.create_read_write(id, parent.as_ref(), &create)?,
+                        }
                     }
                     if let Some((now, _)) = layers.change().change(id.as_str()) {
                         now.clone_from(record);

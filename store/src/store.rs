@@ -15,23 +15,19 @@ use graph_sys::lock::LockKind;
 
 use crate::dirs::Dir;
 use crate::error::{Error, Result};
-use crate::group::{Group, RecordFile};
+use crate::group::Group;
 use crate::options::StoreOptions;
+use crate::parts::Opener;
+pub(crate) use crate::parts::{Additional, IMAGE_STORE, Part, STABLE, VOLATILE, VOLATILE_CONTAINERS};
 use crate::records::{Container, Image, Layer, MountPoint};
-use crate::table::{FileIndex, Record};
-
-/// The file of records that outlive a crash.
-pub(crate) const STABLE: FileIndex = 0;
-/// The file of records that a crash may lose.
-pub(crate) const VOLATILE: FileIndex = 1;
-
-/// The file of containers that a crash may lose.
-pub(crate) const VOLATILE_CONTAINERS: &str = "volatile-containers.json";
+use crate::table::{FileIndex, Record, Table};
 
 /// Which store a record lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
     Own,
+    /// The graph root's images, where there is a separate image store.
+    GraphRoot,
     /// An additional one, by its number.
     Additional(usize),
 }
@@ -55,7 +51,7 @@ impl<T> Stored<T> {
     /// Whether it lies in an additional, read-only store.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.home != Home::Own
+        matches!(self.home, Home::Additional(_))
     }
 
     /// The record itself; it serialises to the peers' JSON.
@@ -72,21 +68,6 @@ impl<T> Deref for Stored<T> {
     }
 }
 
-/// Records of one kind, and the directory of their data.
-#[derive(Debug)]
-pub(crate) struct Part<T> {
-    pub(crate) dir: Arc<Dir>,
-    pub(crate) records: Group<T>,
-}
-
-/// An additional, read-only store.
-#[derive(Debug)]
-pub(crate) struct Additional {
-    pub(crate) root: PathBuf,
-    pub(crate) layers: Option<Part<Layer>>,
-    pub(crate) images: Option<Part<Image>>,
-}
-
 /// An open store. Usable from several threads at once; several processes may have it open.
 ///
 /// Wherever a layer, image or container is asked for by `&str`, that is its id, else one of its names, else a prefix of
@@ -98,7 +79,10 @@ pub struct Store {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) layers: Part<Layer>,
     pub(crate) mounts: Group<MountPoint>,
+    /// New images go here.
     pub(crate) images: Part<Image>,
+    /// The graph root's images, where new ones go to a separate image store.
+    pub(crate) root_images: Option<Part<Image>>,
     pub(crate) containers: Part<Container>,
     /// `<run root>/<driver>-containers`, made when it is first needed.
     pub(crate) run_containers: PathBuf,
@@ -114,16 +98,22 @@ impl Store {
     /// # Errors
     /// Driver selection's and configuration's; I/O; damaged records.
     pub fn open(options: StoreOptions, registry: &Registry) -> Result<Self> {
-        for (what, path) in [("graph root", &options.root), ("run root", &options.run_root)] {
-            if !path.is_absolute() {
+        for (what, path) in [
+            ("graph root", Some(&options.root)),
+            ("run root", Some(&options.run_root)),
+            ("image store", options.image_store.as_ref()),
+        ] {
+            if let Some(path) = path
+                && !path.is_absolute()
+            {
                 return Err(Error::InvalidArgument {
                     problem: format!("the {what} must be an absolute path, and is {path:?}"),
                 });
             }
         }
-        if options.image_store.is_some() {
+        if options.image_store.as_ref() == Some(&options.root) {
             return Err(Error::InvalidArgument {
-                problem: "a separate image store is not supported yet: leave out imagestore".to_owned(),
+                problem: format!("imagestore {:?} must be another directory than the graph root", options.root),
             });
         }
         let root = Dir::make(&options.root)?;
@@ -145,46 +135,14 @@ impl Store {
         }
 
         let name = driver.name().to_owned();
-        let part = |kind: &str| format!("{name}-{kind}");
-        let transient_dir = |kind: &str, dir: &Arc<Dir>| -> Result<Arc<Dir>> {
-            if options.transient { Ok(Arc::new(run_root.make_dir(&part(kind))?)) } else { Ok(Arc::clone(dir)) }
-        };
-        let group =
-            |dir: &Arc<Dir>, lock: PathBuf, stable: &'static str, volatile: Option<(Arc<Dir>, &'static str)>| {
-                let mut files = vec![RecordFile { dir: Arc::clone(dir), name: stable, durability: Durability::Data }];
-                files.extend(volatile.map(|(dir, name)| RecordFile { dir, name, durability: Durability::None }));
-                (LockFile::new(lock), files)
-            };
-        let on_wait = &options.on_lock_wait;
-
-        let layers_dir = Arc::new(root.make_dir(&part("layers"))?);
-        let volatile = (transient_dir("layers", &layers_dir)?, "volatile-layers.json");
-        let (lock, files) = group(&layers_dir, layers_dir.path().join("layers.lock"), "layers.json", Some(volatile));
-        let layers = Part { dir: layers_dir, records: Group::new(lock, files, on_wait.clone()) };
-
-        let mounts_dir = Arc::new(run_root.make_dir(&part("layers"))?);
-        let files =
-            vec![RecordFile { dir: Arc::clone(&mounts_dir), name: "mountpoints.json", durability: Durability::None }];
-        let lock = LockFile::new(mounts_dir.path().join("mountpoints.lock"));
-        let mounts = Group::new(lock, files, on_wait.clone());
-
-        let images_dir = Arc::new(root.make_dir(&part("images"))?);
-        let (lock, files) = group(&images_dir, images_dir.path().join("images.lock"), "images.json", None);
-        let images = Part { dir: images_dir, records: Group::new(lock, files, on_wait.clone()) };
-
-        let containers_dir = Arc::new(root.make_dir(&part("containers"))?);
-        let volatile_dir = transient_dir("containers", &containers_dir)?;
-        let lock = volatile_dir.path().join("containers.lock");
-        let volatile = (volatile_dir, VOLATILE_CONTAINERS);
-        let (lock, files) = group(&containers_dir, lock, "containers.json", Some(volatile));
-        let containers = Part { dir: containers_dir, records: Group::new(lock, files, on_wait.clone()) };
-
-        let additional = driver
-            .additional_image_stores()
-            .into_iter()
-            .map(|root| open_additional(root, &name))
-            .collect::<Result<_>>()?;
-        let run_containers = options.run_root.join(part("containers"));
+        let opener = Opener::new(&options, &name, &root, &run_root)?;
+        let layers = opener.layers()?;
+        let mounts = opener.mounts()?;
+        let images = opener.images()?;
+        let root_images = opener.root_images()?;
+        let containers = opener.containers()?;
+        let additional = opener.additional(driver.additional_image_stores())?;
+        let run_containers = options.run_root.join(format!("{name}-containers"));
         let mut store = Self {
             options,
             selection,
@@ -192,6 +150,7 @@ impl Store {
             layers,
             mounts,
             images,
+            root_images,
             containers,
             run_containers,
             additional,
@@ -271,7 +230,7 @@ impl Store {
     /// Refuses to change what lies in an additional store.
     pub(crate) fn writable<T>(&self, object: &Stored<T>, what: impl FnOnce() -> String) -> Result<()> {
         match object.home() {
-            Home::Own => Ok(()),
+            Home::Own | Home::GraphRoot => Ok(()),
             Home::Additional(n) => {
                 let store = self.additional.get(n).map(|store| store.root.clone()).unwrap_or_default();
                 Err(Error::ReadOnlyStore { what: what(), store })
@@ -317,24 +276,14 @@ fn select_request(options: &StoreOptions) -> SelectRequest {
     }
 }
 
-fn open_additional(root: PathBuf, driver: &str) -> Result<Additional> {
-    let layers = open_read_only_part(&root, driver, "layers", "layers.lock", "layers.json")?;
-    let images = open_read_only_part(&root, driver, "images", "images.lock", "images.json")?;
-    Ok(Additional { root, layers, images })
-}
-
-fn open_read_only_part<T: Record>(
-    root: &Path,
-    driver: &str,
-    kind: &str,
-    lock: &str,
-    file: &'static str,
-) -> Result<Option<Part<T>>> {
-    let Some(dir) = Dir::open(&root.join(format!("{driver}-{kind}")))? else { return Ok(None) };
-    let dir = Arc::new(dir);
-    let files = vec![RecordFile { dir: Arc::clone(&dir), name: file, durability: Durability::Data }];
-    let records = Group::new(LockFile::read_only(dir.path().join(lock)), files, None);
-    Ok(Some(Part { dir, records }))
+/// Looks a record up in several stores, the first that has it. A record whose id an earlier store has, too, is hidden by
+/// that one: names that were taken from the copy are gone.
+pub(crate) fn find_in<T: Record>(tables: &[(Home, Arc<Table<T>>)], reference: &str) -> Option<Stored<T>> {
+    tables.iter().enumerate().find_map(|(n, (home, table))| {
+        let found = table.find(reference)?;
+        let hidden = tables.iter().take(n).any(|(_, earlier)| earlier.by_id(found.id()).is_some());
+        (!hidden).then(|| Stored::new(found, *home))
+    })
 }
 
 /// 64 random hex digits of which the first twelve are not all decimal: a short form must not look like a number.

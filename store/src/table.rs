@@ -66,7 +66,7 @@ impl Record for MountPoint {
     }
 }
 
-/// Which of a group's files a record is in: an index into the group's list.
+/// Which of a group's files a record is in.
 pub(crate) type FileIndex = usize;
 
 #[derive(Clone, Debug)]
@@ -101,9 +101,9 @@ impl<T> Default for Table<T> {
 impl<T: Record> Table<T> {
     /// The files' records together. Of several with one id the first counts; a name that several have belongs to the
     /// last of them, as containers/storage has it.
-    pub(crate) fn from_files(files: impl IntoIterator<Item = Vec<Slot<T>>>) -> Self {
+    pub(crate) fn from_files(files: impl IntoIterator<Item = (FileIndex, Vec<Slot<T>>)>) -> Self {
         let mut table = Self::default();
-        for (file, slots) in files.into_iter().enumerate() {
+        for (file, slots) in files {
             table.rows.reserve(slots.len());
             for slot in slots {
                 let id = slot.get().id();
@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn ids_names_and_prefixes_find_in_this_order() {
-        let table = Table::from_files([vec![layer("abc", &["n"]), layer("abd", &["abc", "xyz"]), layer("n", &[])]]);
+        let table =
+            Table::from_files([(0, vec![layer("abc", &["n"]), layer("abd", &["abc", "xyz"]), layer("n", &[])])]);
         let find = |reference| table.find(reference).map(|found| found.id.as_str());
         assert_eq!(find("abc"), Some("abc"));
         assert_eq!(find("n"), Some("n"));
@@ -289,7 +290,8 @@ mod tests {
 
     #[test]
     fn a_name_of_two_records_belongs_to_the_later_and_an_id_to_the_first() {
-        let table = Table::from_files([vec![layer("a", &["n", "m"])], vec![layer("b", &["n"]), layer("a", &["z"])]]);
+        let table =
+            Table::from_files([(0, vec![layer("a", &["n", "m"])]), (2, vec![layer("b", &["n"]), layer("a", &["z"])])]);
         assert_eq!(table.len(), 2);
         assert_eq!(table.by_name("n").unwrap().id, "b");
         assert_eq!(table.by_id("a").unwrap().names, ["m"]);
@@ -298,7 +300,7 @@ mod tests {
 
     #[test]
     fn names_move_to_their_new_owner() {
-        let mut table = Table::from_files([vec![layer("a", &["n", "m"])], vec![layer("b", &[])]]);
+        let mut table = Table::from_files([(0, vec![layer("a", &["n", "m"])]), (1, vec![layer("b", &[])])]);
         let names = ["n", "k", "n", ""].map(str::to_owned);
         assert_eq!(table.set_names("b", &names), [0, 1]);
         assert_eq!(table.by_id("a").unwrap().names, ["m"]);

@@ -22,6 +22,9 @@ pub struct CreateOptions {
     pub storage_opt: BTreeMap<String, String>,
     /// The layer's own id mappings: its files are stored with host ids. Empty where ids are shifted at mount time.
     pub mappings: IdMappings,
+    /// For `begin_staged`: the layer will be written to, so it belongs where `create_read_write` puts layers and not into
+    /// a separate image store. The other methods say so by their names.
+    pub read_write: bool,
 }
 
 /// How a layer is mounted. Only the first of several references has a say.

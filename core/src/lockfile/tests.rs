@@ -132,12 +132,13 @@ fn read_only_stores_are_never_locked_for_writing_and_need_no_lock_file() {
     let dir = tempfile::tempdir().unwrap();
     let lock = LockFile::read_only(dir.path().join("layers.lock"));
     assert_eq!(errno(&lock.lock(LockKind::Exclusive, Wait::Fail).unwrap_err()), Some(Errno::ROFS.raw_os_error()));
-    assert!(lock.lock(LockKind::Shared, Wait::Fail).unwrap().is_locked());
-    assert!(lock.path().exists());
-    // /proc stands for a place where no file can be made.
-    let lock = LockFile::read_only("/proc/layers.lock");
     let guard = lock.lock(LockKind::Shared, Wait::Fail).unwrap();
     assert!(!guard.is_locked() && guard.token().unwrap() == Token::default());
+    assert!(!lock.path().exists(), "nothing is made in a read-only store");
+    let writer = LockFile::new(lock.path());
+    let token = writer.lock(LockKind::Exclusive, Wait::Fail).unwrap().record_write().unwrap();
+    let guard = lock.lock(LockKind::Shared, Wait::Fail).unwrap();
+    assert!(guard.is_locked() && guard.token().unwrap() == token);
 }
 
 #[test]

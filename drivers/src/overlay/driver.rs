@@ -240,7 +240,7 @@ impl Driver for Overlay {
 
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
         self.check_create_options(options)?;
-        Ok(Box::new(Staged::begin(self, parent, &options.mappings)?))
+        Ok(Box::new(Staged::begin(self, parent, options)?))
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use graph_archive::apply::{ApplyReport, OverlayOptions, Style, XattrNamespace};
 use graph_archive::idmap::IdMappings;
 use graph_archive::split::{DirectoryGetter, FileGetter};
-use graph_core::driver::{ApplyDiffOptions, StagedLayer};
+use graph_core::driver::{ApplyDiffOptions, CreateOptions, StagedLayer};
 use graph_core::tempdir::{Addition, TempDir};
 use graph_core::{Error, LayerId, Result};
 use graph_sys::fs;
@@ -97,8 +97,11 @@ impl std::fmt::Debug for Staged<'_> {
 }
 
 impl<'d> Staged<'d> {
-    pub(super) fn begin(driver: &'d Overlay, parent: Option<&LayerId>, mappings: &IdMappings) -> Result<Self> {
-        Ok(Self { new: NewLayer::begin(driver, parent, mappings, false, false)?, parent: parent.cloned() })
+    pub(super) fn begin(driver: &'d Overlay, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Self> {
+        Ok(Self {
+            new: NewLayer::begin(driver, parent, &options.mappings, options.read_write, false)?,
+            parent: parent.cloned(),
+        })
     }
 }
 

@@ -111,7 +111,7 @@ impl Driver for Vfs {
     }
 
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
-        Ok(Box::new(Staged::begin(self, parent, options, false)?))
+        Ok(Box::new(Staged::begin(self, parent, options, options.read_write)?))
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {
