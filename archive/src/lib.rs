@@ -17,6 +17,7 @@ pub mod pack;
 pub mod pipeline;
 pub mod split;
 pub mod tar;
+pub mod verify;
 pub mod walk;
 pub mod whiteout;
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use graph_archive::apply::ApplyReport;
 use graph_archive::changes::Change;
 use graph_archive::idmap::IdMappings;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::LayerId;
 
 mod ext;
@@ -18,7 +19,7 @@ mod guards;
 mod options;
 
 pub use ext::DriverExt;
-pub use facts::{Capabilities, DiffReport, DiskUsage};
+pub use facts::{Capabilities, DiffReport, DiskUsage, Leftover};
 pub use guards::{DeferredRemoval, Mounted, StagedLayer};
 pub use options::{ApplyDiffOptions, CreateOptions, DiffRequest, GetOptions};
 
@@ -44,10 +45,10 @@ pub use graph_archive::split::FileGetter;
 ///
 /// | calls | lock of the caller |
 /// |---|---|
-/// | `create`, `create_read_write`, `create_from_template`, `remove`, `deferred_remove`, `apply_diff`, `update_layer_id_map`, [`StagedLayer::publish`] | exclusive |
+/// | `create`, `create_read_write`, `create_from_template`, `remove`, `deferred_remove`, `apply_diff`, `update_layer_id_map`, `leftovers`, [`StagedLayer::publish`] | exclusive |
 /// | `get`, `put` | exclusive on the store's mount points (`mountpoints.lock`) |
 /// | `diff`, `changes`, `diff_size` | at least shared, if the driver reads differences without mounting ([`Capabilities::native_diff`]); else as for `get`, because they mount |
-/// | `exists`, `list_layers`, `metadata`, `read_write_disk_usage`, `diff_getter` | at least shared, for an answer that stays true |
+/// | `exists`, `list_layers`, `metadata`, `read_write_disk_usage`, `diff_getter`, `peek` | at least shared, for an answer that stays true |
 /// | `begin_staged` and all of [`StagedLayer`] but `publish`; [`DeferredRemoval::finish`]; `cleanup` | none |
 /// | `name`, `capabilities`, `status`, `additional_image_stores`, `temp_dir_roots`, `supports_shifting` | none |
 ///
@@ -348,6 +349,41 @@ pub trait Driver: Send + Sync + fmt::Debug {
     #[doc(alias = "DiffGetter")]
     fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>>;
 
+    /// Opens the root of the layer's whole tree for reading, as `get` with `ro` shows it with ids as they are on disk, but
+    /// without a mount point, a reference, or anything that other processes see. What it needs is gone when the descriptor is
+    /// closed.
+    ///
+    /// *Requires*: the layer.
+    ///
+    /// *After*: the driver is as before. Writes through the descriptor are the caller's mistake where they are possible at
+    /// all. The layer may be mounted meanwhile; what is then written to it may be seen or not.
+    ///
+    /// Without it layers can still be used; they are only checked less thoroughly.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for drivers that cannot; otherwise those of [`Driver::get`].
+    fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
+        let _: &LayerId = id;
+        Err(Error::Unsupported {
+            driver: self.name().to_owned(),
+            operation: "looking into a layer without mounting it".to_owned(),
+        })
+    }
+
+    /// What lies in the driver's own home and belongs to no layer, apart from what is in [`Driver::temp_dir_roots`]: names of
+    /// layers that are gone, left-overs of dead processes. With `remove` it is removed; what cannot be removed has its error.
+    ///
+    /// *Requires*: the exclusive lock of the layers. Never touches what a living process holds, nor a layer.
+    ///
+    /// *Repeated*: finds nothing more.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) when the home cannot be read.
+    fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> {
+        let _: bool = remove;
+        Ok(Vec::new())
+    }
+
     /// Re-owns the layer's files: an owner on disk is taken to the container's by `to_container`, and from there to the new host's by
     /// `to_host`. Modes, setuid bits, file capabilities and times stay. With the new mappings in its request,
     /// [`Driver::changes`] tells the same as before.
@@ -407,6 +443,8 @@ macro_rules! forward {
             }
             fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64> { (**self).diff_size(request) }
             fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> { (**self).diff_getter(id) }
+            fn peek(&self, id: &LayerId) -> Result<OwnedFd> { (**self).peek(id) }
+            fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> { (**self).leftovers(remove) }
             fn update_layer_id_map(&self, id: &LayerId, to_container: &IdMappings, to_host: &IdMappings, mount_label: &str) -> Result<()> {
                 (**self).update_layer_id_map(id, to_container, to_host, mount_label)
             }

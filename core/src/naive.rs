@@ -22,7 +22,7 @@ use graph_archive::split::{DirectoryGetter, FileGetter};
 
 use crate::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, Driver,
-    GetOptions, Mounted, StagedLayer,
+    GetOptions, Leftover, Mounted, StagedLayer,
 };
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -275,6 +275,14 @@ impl<D: Driver> Driver for NaiveDiff<D> {
 
     fn exists(&self, id: &LayerId) -> Result<bool> {
         self.inner.exists(id)
+    }
+
+    fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
+        self.inner.peek(id)
+    }
+
+    fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> {
+        self.inner.leftovers(remove)
     }
 
     fn list_layers(&self) -> Result<Vec<LayerId>> {

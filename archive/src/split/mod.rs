@@ -16,6 +16,7 @@ mod getter;
 mod kept;
 mod names;
 mod packer;
+mod read;
 mod repair;
 
 use std::fs::File;
@@ -24,6 +25,7 @@ pub use assemble::{assemble, verify};
 pub use file::{GzipPacker, gzip_writer};
 pub use getter::DirectoryGetter;
 pub use packer::{Packed, Packer};
+pub use read::{Assembled, Damaged, damaged};
 pub use repair::Repair;
 
 use crate::error::Result;

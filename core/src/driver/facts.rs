@@ -1,5 +1,9 @@
 //! What a driver states: its capabilities and the results of its calls.
 
+use std::path::PathBuf;
+
+use crate::error::Error;
+
 /// What writing a diff found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiffReport {
@@ -43,4 +47,15 @@ pub struct Capabilities {
     pub additional_stores: bool,
     /// `get` with `ro` gives a tree that refuses writes.
     pub read_only_mounts: bool,
+}
+
+/// Something in a driver's home that belongs to no layer.
+#[derive(Debug)]
+pub struct Leftover {
+    /// Where it is, or was.
+    pub path: PathBuf,
+    /// Apparent bytes of it and all below it.
+    pub bytes: u64,
+    /// Why it could not be removed.
+    pub error: Option<Error>,
 }

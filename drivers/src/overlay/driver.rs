@@ -11,7 +11,7 @@ use graph_archive::idmap::IdMappings;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
-    GetOptions, Mounted, StagedLayer,
+    GetOptions, Leftover, Mounted, StagedLayer,
 };
 use graph_core::refcount::RefCounter;
 use graph_core::registry::DriverSetup;
@@ -25,7 +25,7 @@ use super::options::Options;
 use super::parents::{MAX_LOWERS, parents};
 use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
-use super::{DRIVER, Homes, status, volatile};
+use super::{DRIVER, Homes, leftovers, status, volatile};
 use crate::support::context::ArchiveContext;
 use crate::support::usage::disk_usage;
 
@@ -349,6 +349,14 @@ impl Driver for Overlay {
         let layer = self.homes.require(id)?;
         let (own, below) = self.open_stack(&layer)?;
         Ok(Box::new(DirectoryGetter::new(own, below)))
+    }
+
+    fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
+        Ok(self.look_into(&self.homes.require(id)?)?.into())
+    }
+
+    fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> {
+        leftovers::of(&self.homes, remove)
     }
 
     fn update_layer_id_map(

@@ -15,6 +15,7 @@ mod driver;
 mod get;
 mod idmap;
 mod layout;
+mod leftovers;
 mod mount;
 mod options;
 mod parents;

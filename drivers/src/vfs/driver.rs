@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -214,6 +214,10 @@ impl Driver for Vfs {
 
     fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> {
         Ok(Box::new(DirectoryGetter::new(self.homes.layer(id)?.directory, Vec::new())))
+    }
+
+    fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
+        Ok(self.homes.layer(id)?.directory)
     }
 
     /// In place. After a crash owners of both kinds are mixed and the layer can only be removed.
