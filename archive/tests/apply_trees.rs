@@ -183,6 +183,47 @@ fn a_hard_link_states_owner_mode_and_times_of_its_target() {
     assert_eq!(words(&stack(&[vec![again(), target()]])), (0o4711, 1, 2, (7, 8), before), "the last statement wins");
 }
 
+/// Found by the fuzz target `apply`: the plain tree changed names that the layer doesn't know of.
+#[test]
+fn a_hard_link_leaves_other_names_of_a_lower_file_alone() {
+    type Words = (u32, u32, (i64, i64), String);
+    let words = |tree: &Tree, path: &str| -> Words {
+        let found = in_tree(tree, path);
+        (found.mode & 0o7777, found.uid, found.mtime, String::from_utf8(found.content.clone()).unwrap())
+    };
+    let was = (0o640, 1, (5, 6), "text".to_owned());
+    let is = (0o4755, 2, (7, 8), "text".to_owned());
+    let stated = |member: Member| member.owner(2, 2).mode(0o4755).time(7, 8);
+    let file_of_three = || {
+        let old = |member: Member| member.owner(1, 1).mode(0o640).time(5, 6);
+        vec![dir("d"), old(file("d/a", "text")), old(link("d/b", "d/a")), old(link("c", "d/a"))]
+    };
+    let linked = stack(&[file_of_three(), vec![stated(link("l", "d/a"))]]);
+    for (path, expected) in [("l", &is), ("d/a", &is), ("d/b", &was), ("c", &was)] {
+        assert_eq!(words(&linked, path), *expected, "{path}");
+    }
+    assert_eq!(linked.groups(), [[Path::new("c"), Path::new("d/b")], [Path::new("d/a"), Path::new("l")]]);
+    assert_eq!(linked.nodes.len(), 6, "nothing else: {:?}", linked.paths());
+
+    // Two links to one name, and one to a link, are one file; links to two names of a file are two.
+    let again = vec![link("l", "d/a"), link("m", "d/a"), link("k", "m"), stated(link("o", "d/b"))];
+    let linked = stack(&[file_of_three(), again]);
+    let groups = [["d/a", "k", "l", "m"].map(Path::new).to_vec(), ["d/b", "o"].map(Path::new).to_vec()];
+    assert_eq!(linked.groups(), groups);
+    assert_eq!((words(&linked, "o"), words(&linked, "c")), (is.clone(), was.clone()));
+
+    // A link to itself states the name alone.
+    let itself = stack(&[file_of_three(), vec![stated(link("d/a", "d/a"))]]);
+    assert_eq!((words(&itself, "d/a"), words(&itself, "d/b"), words(&itself, "c")), (is, was.clone(), was));
+
+    // Neither symbolic links nor devices and pipes are another matter.
+    for lower in [symlink("a", "x"), member("a", EntryKind::Fifo), symlink("a", "y").xattr("trusted.x", "y")] {
+        let tree = stack(&[vec![lower.owner(1, 1), link("b", "a").owner(1, 1)], vec![link("c", "a").owner(2, 2)]]);
+        assert_eq!(["a", "b", "c"].map(|path| in_tree(&tree, path).uid), [2, 1, 2]);
+        assert_eq!(in_tree(&tree, "a").xattrs, in_tree(&tree, "b").xattrs);
+    }
+}
+
 #[test]
 fn hard_links() {
     let lower =

@@ -1,17 +1,22 @@
 //! Copying from lower layers what this layer changes without stating it: the directories on the way to a member, and the
 //! targets of hard links. Everything is kept: owner, mode, times, attributes, holes. What is copied up stays foreign.
+//!
+//! A file of lower layers may have several names, of which only those that this layer links to take part in what it
+//! states: an overlay copies up a name, and the others keep the lower inode. In a plain tree such a target is parted from
+//! its other names in the same way.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use graph_sys::fs::{self, FileType, Mode, OFlags, SeekFrom, Stat};
+use graph_sys::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use graph_sys::io::Errno;
 
 use super::attributes::{Attributes, Handle, open_path};
 use super::create::first_mode;
 use super::dirs::{Dir, Times};
 use super::engine::Engine;
-use super::lower::{Found, Lowers};
+use super::lower::Found;
+use super::remove::remove;
 use crate::error::{Error, Result};
 use crate::idmap::IdPair;
 
@@ -46,20 +51,58 @@ impl Engine<'_> {
 
     /// Makes the file, link, device or pipe `found` in this layer too.
     pub(super) fn copy_up_file(&mut self, parent: &Rc<Dir>, name: &[u8], found: &Found) -> Result<()> {
+        self.copy(parent, name, found.directory()?, name, &found.stat)?;
+        self.foreign.insert(&parent.child(name));
+        Ok(())
+    }
+
+    /// Parts `name`, which a hard link is about to share, from the other names that it has in what lower layers left in
+    /// this tree: they keep what they have, as in an overlay. Nothing happens to what this layer made, to what was copied
+    /// up or parted before, and to directories.
+    pub(super) fn part(&mut self, parent: &Rc<Dir>, name: &[u8]) -> Result<()> {
+        let path = parent.child(name);
+        if self.foreign.contains(&path) || self.is_ours(parent.fresh.get(), &path) {
+            return Ok(());
+        }
+        let Some(stat) = self.stat(parent, name)? else { return Ok(()) };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return Ok(());
+        }
+        if stat.st_nlink > 1 {
+            let mut temporary = self.temporary_name();
+            while self.stat(parent, &temporary)?.is_some() {
+                temporary = self.temporary_name();
+            }
+            let copied = self.copy(parent, &temporary, &**parent, name, &stat).and_then(|()| {
+                fs::renameat(&**parent, &temporary, &**parent, name)
+                    .map_err(|error| Error::io("copy up", path.as_slice(), error))
+            });
+            if let Err(error) = copied {
+                remove(&**parent, &temporary, &path, AtFlags::empty())?;
+                return Err(error);
+            }
+        }
+        self.foreign.insert(&path);
+        Ok(())
+    }
+
+    /// Copies the file, link, device or pipe `from` of the directory `from_dir`, which `stat` describes.
+    fn copy(&mut self, parent: &Rc<Dir>, name: &[u8], from_dir: impl AsFd, from: &[u8], stat: &Stat) -> Result<()> {
         let path = parent.child(name);
         let failed = |error| Error::io("copy up", path.as_slice(), error);
         parent.prepare(self.gid)?;
-        let file_type = FileType::from_raw_mode(found.stat.st_mode);
-        let lower_dir = found.directory()?;
-        let lower = Handle::Path(open_path(lower_dir, name)?);
-        let attributes = self.attributes_of(&lower, &found.stat, &path)?;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let lower = Handle::Path(open_path(&from_dir, from)?);
+        let attributes = self.attributes_of(&lower, stat, &path)?;
         match file_type {
             FileType::RegularFile => {
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                self.count_copied(size, &path)?;
                 let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let from = fs::openat(lower_dir, name, read, Mode::empty()).map_err(failed)?;
+                let content = fs::openat(&from_dir, from, read, Mode::empty()).map_err(failed)?;
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let to = fs::openat(&**parent, name, write, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-                copy_content(&from, &to, u64::try_from(found.stat.st_size).unwrap_or(0)).map_err(failed)?;
+                copy_content(&content, &to, size).map_err(failed)?;
                 let to = Handle::Open(to);
                 self.chown(&to, attributes.owner, &path)?;
                 to.chmod(attributes.mode).map_err(failed)?;
@@ -68,17 +111,32 @@ impl Engine<'_> {
                 fs::futimens(&to, &attributes.times.stamps()).map_err(failed)?;
             }
             FileType::Symlink => {
-                let target = Lowers::read_link(found, &parent.path, name)?;
+                let target = fs::readlinkat(&from_dir, from, Vec::new()).map_err(failed)?;
                 fs::symlinkat(target, &**parent, name).map_err(failed)?;
                 self.finish_node(parent, name, &attributes, true)?;
             }
             _ => {
                 let mode = attributes.mode & (Mode::RWXU | Mode::RWXG | Mode::RWXO);
-                fs::mknodat(&**parent, name, file_type, mode, found.stat.st_rdev).map_err(failed)?;
+                fs::mknodat(&**parent, name, file_type, mode, stat.st_rdev).map_err(failed)?;
                 self.finish_node(parent, name, &attributes, false)?;
             }
         }
-        self.foreign.insert(&path);
+        Ok(())
+    }
+
+    /// Bounds what is copied: one short member copies a file of any size.
+    fn count_copied(&mut self, size: u64, path: &[u8]) -> Result<()> {
+        self.copied = self.copied.saturating_add(size);
+        let maximum = self.options.limits.total_bytes;
+        if self.copied > maximum {
+            return Err(Error::Limit {
+                limit: "total_bytes",
+                maximum,
+                found: self.copied,
+                entry: path.to_vec(),
+                offset: self.offset,
+            });
+        }
         Ok(())
     }
 

@@ -65,6 +65,8 @@ pub(super) struct Engine<'o> {
     /// hard links, which share another name's. One header makes any of them as big as the disk.
     pub(super) unwanted: PathSet,
     pub(super) links: Links,
+    /// Bytes of files of lower layers that were copied.
+    pub(super) copied: u64,
     pub(super) implied: Option<Attributes>,
     pub(super) report: ApplyReport,
     uids: HashSet<u32>,
@@ -138,6 +140,7 @@ impl<'o> Engine<'o> {
             opaque: PathSet::default(),
             unwanted: PathSet::default(),
             links: Links::default(),
+            copied: 0,
             implied: None,
             report: ApplyReport::default(),
             uids: HashSet::new(),

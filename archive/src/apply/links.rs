@@ -6,7 +6,8 @@
 //! is followed by the target's own statement, which wins.
 //! A target is a path inside the root, like a member's name; its last component is not followed, so a link to a symbolic
 //! link links that. In the overlay form a target of a lower layer is copied up first, as the kernel does on a mounted
-//! overlay, and then both names are one inode.
+//! overlay, and then both names are one inode. Other names of the target in lower layers stay as they are, also in a plain
+//! tree, where the target is copied for that.
 
 use std::rc::Rc;
 
@@ -129,7 +130,7 @@ impl Engine<'_> {
                 if self.overlay.is_some() {
                     match self.stat(&located.dir, last)? {
                         Some(stat) if self.is_whiteout(&located.dir, last, &stat)? => return Ok(Linked::TargetMissing),
-                        Some(_) => {}
+                        Some(_) => self.part(&located.dir, last)?,
                         None => match self.below(&located.dir, last)? {
                             None => return Ok(Linked::TargetMissing),
                             Some(found) if found.is_dir() => {
@@ -138,6 +139,8 @@ impl Engine<'_> {
                             Some(found) => self.copy_up_file(&located.dir, last, &found)?,
                         },
                     }
+                } else {
+                    self.part(&located.dir, last)?;
                 }
                 located.dir
             }
@@ -189,8 +192,7 @@ impl Engine<'_> {
         member: &[u8],
     ) -> Result<()> {
         let temporary = loop {
-            self.links.counter = self.links.counter.wrapping_add(1);
-            let temporary = format!(".graph-link-{}-{}", std::process::id(), self.links.counter).into_bytes();
+            let temporary = self.temporary_name();
             match fs::linkat(&**from, last, &**dir, &temporary, AtFlags::empty()) {
                 Ok(()) => break temporary,
                 Err(Errno::EXIST) => {}
@@ -203,6 +205,12 @@ impl Engine<'_> {
             return Err(error);
         }
         fs::renameat(&**dir, &temporary, &**dir, name).map_err(|error| Error::io("link", path, error))
+    }
+
+    /// A name that nothing in the tree has, unless an archive guesses it.
+    pub(super) fn temporary_name(&mut self) -> Vec<u8> {
+        self.links.counter = self.links.counter.wrapping_add(1);
+        format!(".graph-link-{}-{}", std::process::id(), self.links.counter).into_bytes()
     }
 
     fn link_failed(&self, from: &Rc<Dir>, last: &[u8], path: &[u8], member: &[u8], error: Errno) -> Result<Error> {

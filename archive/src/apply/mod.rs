@@ -96,8 +96,9 @@ pub struct ApplyReport {
 ///
 /// **Attributes** are all stated anew for every member. A hard link restates owner, mode and times of its target, as in
 /// containers/storage, moby and containerd, and adds the extended attributes it has; one that comes before its target leaves
-/// the last word to it. Directories that the layer does not state keep what the lower layer has. Access time: the stated one, otherwise the time of
-/// modification. `security.selinux` and `system.nfs4_acl` are neither set nor cleared. Attributes of the overlay itself are
+/// the last word to it. A target of a lower layer is parted from its other names, which keep what they have. Directories that
+/// the layer does not state keep what the lower layer has. Access time: the stated one, otherwise the time of modification.
+/// `security.selinux` and `system.nfs4_acl` are neither set nor cleared. Attributes of the overlay itself are
 /// escaped in the overlay form, so that a mount shows them but does not obey; in the plain form they are left out.
 /// Ids in version 3 `security.capability` and in access lists are mapped as owners are.
 ///

@@ -189,6 +189,30 @@ fn tar_split() -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
+/// Stacks of layers in the compact form of the target `apply`: the number of layers less one, then for each the number of
+/// members; of a member its kind, what the kind needs, its path, and its attributes. A path is the number of its components
+/// less one and the components' indexes in the target's table (0 `a`, 1 `b`, 2 `c`, 6 `.wh.a`, 7 `.wh.b`, 9 opaque).
+fn apply() -> Vec<(&'static str, Vec<u8>)> {
+    const FILE: u8 = 0;
+    const DIRECTORY: u8 = 3;
+    const HARD_LINK: u8 = 7;
+    // The file a, with b and c for further names; then a name of a of another owner and time; then one more of c.
+    let links_to_lower = [
+        &[2, 3, FILE, 9, 0, 0, 0, HARD_LINK, 0, 0, 0, 1, 0, HARD_LINK, 0, 0, 0, 2, 0][..],
+        &[1, HARD_LINK, 0, 0, 0, 15, 0x90],
+        &[2, HARD_LINK, 0, 2, 0, 13, 0x60, HARD_LINK, 0, 2, 0, 15, 0x20],
+    ]
+    .concat();
+    // a/a and a/b; a made opaque with a/b stated anew; b removed, then a directory there.
+    let whiteouts = [
+        &[2, 3, DIRECTORY, 0, 0, 0, FILE, 5, 1, 0, 0, 0, FILE, 4, 1, 0, 1, 0][..],
+        &[2, FILE, 0, 1, 0, 9, 0, FILE, 3, 1, 0, 1, 0x40],
+        &[2, FILE, 0, 1, 0, 7, 0, DIRECTORY, 1, 0, 1, 0x41, 7],
+    ]
+    .concat();
+    vec![("links-to-lower", links_to_lower), ("whiteouts", whiteouts)]
+}
+
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let directory = corpus.join("decoder");
@@ -201,6 +225,14 @@ fn main() -> io::Result<()> {
     fs::create_dir_all(&directory)?;
     for (name, bytes) in tar_split() {
         fs::write(directory.join(format!("seed-{name}")), bytes)?;
+    }
+    let directory = corpus.join("apply");
+    fs::create_dir_all(&directory)?;
+    for (name, bytes) in apply() {
+        fs::write(directory.join(format!("seed-{name}")), bytes)?;
+    }
+    for (name, bytes) in decoder() {
+        fs::write(directory.join(format!("seed-raw-{name}")), [b"R", bytes.as_slice()].concat())?;
     }
     Ok(())
 }
