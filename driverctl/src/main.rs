@@ -7,6 +7,7 @@ mod output;
 mod progress;
 mod settings;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -114,8 +115,11 @@ fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
             return Ok(Outcome::Failed);
         }
     };
-    for warning in opened.store.warnings() {
-        output::complain(&format!("warning: {}", output::safe(warning)));
+    // Scripts take both streams together and want nothing but the answer.
+    if cli.global.debug || std::io::stderr().is_terminal() {
+        for warning in opened.store.warnings() {
+            output::complain(&format!("warning: {}", output::safe(warning)));
+        }
     }
     cli.verb.run(&opened)
 }

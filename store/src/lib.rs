@@ -70,6 +70,7 @@ mod containers;
 mod delete;
 mod diff;
 mod dirs;
+mod driver_layers;
 mod error;
 mod from_config;
 mod group;

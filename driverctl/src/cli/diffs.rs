@@ -34,6 +34,16 @@ pub(crate) enum DiffVerb {
         #[command(flatten)]
         json: Json,
     },
+    /// Put what is in a directory into a layer
+    #[command(name = "applydiff-using-staging-dir", alias = "apply-diff-from-staging-directory")]
+    ApplyDirectory {
+        /// The layer
+        layer: String,
+        /// The directory
+        directory: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Write a layer's changes as a tar
     Diff {
         #[command(flatten)]
@@ -69,6 +79,9 @@ impl DiffVerb {
         let store = &opened.store;
         match self {
             Self::ApplyDiff { layer, file, json } => diffs::apply(store, layer, file.as_deref(), json.json),
+            Self::ApplyDirectory { layer, directory, json } => {
+                diffs::apply_directory(store, layer, directory, json.json)
+            }
             Self::Diff { compared, file, uncompressed, gzip, zstd, bzip2, xz } => {
                 let options = diffs::compression(*uncompressed, *gzip, *zstd, *bzip2, *xz)?;
                 diffs::diff(store, compared, file.as_deref(), &options)

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use graph_archive::changes::ChangeKind;
+use graph_archive::pack::{PackOptions, pack_tree};
 use graph_store::{DiffCompression, DiffOptions, Expected, Store};
 use serde::Serialize;
 
@@ -32,6 +35,61 @@ pub(crate) fn apply(store: &Store, layer: &str, file: Option<&Path>, json: bool)
         output::json(&**applied.layer.record())?;
     }
     Ok(Outcome::Done)
+}
+
+/// An archive that another thread writes: it only ends well if that thread says so.
+struct Archive<'a> {
+    pipe: io::PipeReader,
+    whole: &'a AtomicBool,
+}
+
+impl io::Read for Archive<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.pipe.read(buffer)?;
+        if count == 0 && !buffer.is_empty() && !self.whole.load(Ordering::Acquire) {
+            return Err(io::Error::other("the directory could not be read to its end"));
+        }
+        Ok(count)
+    }
+}
+
+/// Puts a directory's content into a layer: as an archive of it, in one pass and without a copy of its own on disk.
+pub(crate) fn apply_directory(store: &Store, layer: &str, directory: &Path, json: bool) -> Result<Outcome> {
+    let root = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    let (pipe, writer) = io::pipe().context("make a pipe")?;
+    let whole = AtomicBool::new(false);
+    let (packed, applied) = std::thread::scope(|scope| {
+        let pack = scope.spawn(|| {
+            // Moved here, so that the pipe ends with this thread.
+            let writer = writer;
+            let packed = pack_tree(root.as_fd(), &writer, &PackOptions::default());
+            whole.store(packed.is_ok(), Ordering::Release);
+            packed
+        });
+        let mut archive = Archive { pipe, whole: &whole };
+        let applied = store.apply_diff(layer, &Expected::default(), &mut archive);
+        // Nobody reads any more: the other thread ends with that.
+        drop(archive);
+        (pack.join(), applied)
+    });
+    match packed {
+        // What cannot be read is the cause of what could not be applied, unless it is only that nobody listened.
+        Ok(Err(error)) if !is_broken_pipe(&error) => {
+            return Err(error).with_context(|| format!("read {}", directory.display()));
+        }
+        Ok(_) => {}
+        Err(_) => bail!("reading {} came to no end", directory.display()),
+    }
+    let applied = applied?;
+    if json {
+        output::json(&**applied.layer.record())?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Which compression was asked for.

@@ -2,6 +2,7 @@
 
 pub(crate) mod containers;
 pub(crate) mod diffs;
+pub(crate) mod driver_layers;
 pub(crate) mod du;
 pub(crate) mod images;
 pub(crate) mod layers;
@@ -13,6 +14,7 @@ pub(crate) mod transfer;
 pub(crate) mod tree;
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -49,9 +51,18 @@ fn wants_namespace(error: &anyhow::Error) -> bool {
     refused && !graph_sys::userns::has_capabilities(graph_sys::thread::CapabilitySet::SYS_ADMIN)
 }
 
+/// Whether that is all there is to say: what was named is no layer.
+fn is_unknown_layer(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(graph_store::Error::LayerNotKnown { .. })) && error.chain().count() == 1
+}
+
 /// The whole chain of causes on one line, and for ordinary users what to do when the system refused something.
 pub(crate) fn chain(error: impl Into<anyhow::Error>) -> String {
     let error = error.into();
+    // Scripts know these three words. A person sees which layer as well.
+    if is_unknown_layer(&error) && !std::io::stderr().is_terminal() {
+        return "layer not known".to_owned();
+    }
     let mut text = String::new();
     let mut last = String::new();
     for cause in error.chain() {
