@@ -48,6 +48,7 @@ impl Store {
             mount_label: options.mount_label.clone(),
             storage_opt: options.storage_opt.clone(),
             mappings: mappings.clone(),
+            read_write: options.read_write,
         };
         if options.read_write {
             self.driver.create_read_write(&id, parent.as_ref(), &create)?;
