@@ -69,7 +69,9 @@ pub(crate) fn read(parent: &Dir, owner: Owner<'_>, key: &str, known: bool) -> Re
 /// Writes an item, whole or not at all.
 pub(crate) fn write(parent: &Dir, owner: Owner<'_>, key: &str, data: &[u8], durability: Durability) -> Result<()> {
     let name = file_name(key)?;
-    parent.make_dir(owner.id)?.write(&name, data, durability)
+    parent.make_dir(owner.id)?.write(&name, data, durability)?;
+    // The item's directory, should it be new.
+    if durability == Durability::Full { parent.flush() } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ impl Store {
             self.place_layer(&plan, &layer_options, copy)?;
             self.containers.dir.remove(id.as_str())?; // of a dead container of that id
             for (key, data) in &options.big_data {
-                bigdata::write(&self.containers.dir, owner(id.as_str()), key, data, Self::durability(file))?;
+                bigdata::write(&self.containers.dir, owner(id.as_str()), key, data, self.durability(file))?;
                 note_big_data(&mut container, key, data);
             }
             fault("container.data-written")?;
@@ -213,7 +213,7 @@ impl Store {
         let unknown = || Error::ContainerNotKnown { reference: container.to_owned() };
         let id = containers.table().find(container).ok_or_else(unknown)?.id.clone();
         let file = containers.table().file_of(&id).unwrap_or(STABLE);
-        bigdata::write(&self.containers.dir, owner(&id), key, data, Self::durability(file))?;
+        bigdata::write(&self.containers.dir, owner(&id), key, data, self.durability(file))?;
         if let Some((record, _)) = containers.change().change(&id) {
             note_big_data(record, key, data);
         }

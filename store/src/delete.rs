@@ -126,7 +126,7 @@ impl Store {
             }
         }
         if !ids.is_empty() {
-            layers.save(&files)?;
+            layers.save_begun(&files)?;
         }
         fault("delete.marked")?;
         Ok(Marked { ids, files })

@@ -106,6 +106,11 @@ impl Dir {
         fs::fsync(&self.fd).map_err(|e| Error::io("flush directory", &self.path, e))
     }
 
+    /// Flushes all of the file system that it is on.
+    pub(crate) fn flush_file_system(&self) -> Result<()> {
+        fs::syncfs(&self.fd).map_err(|e| Error::io("flush the file system of", &self.path, e))
+    }
+
     fn error(&self, operation: &'static str, name: &str, source: Errno) -> Error {
         Error::io(operation, self.path.join(name), source)
     }

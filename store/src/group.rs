@@ -80,6 +80,14 @@ impl<T: Record> Group<T> {
         self.locks.iter().any(LockFile::is_read_only)
     }
 
+    /// Flushes the file systems of the files that outlive a crash: all that a layer has, beside its record and in the driver.
+    pub(crate) fn flush_file_systems(&self) -> Result<()> {
+        self.files
+            .iter()
+            .filter(|file| file.durability == Durability::Full)
+            .try_for_each(|file| file.dir.flush_file_system())
+    }
+
     /// The records as they are now.
     pub(crate) fn read(&self) -> Result<Arc<Table<T>>> {
         let guard = self.lock(LockKind::Shared)?;
@@ -199,6 +207,19 @@ impl<T: Record> Writing<'_, T> {
     ///
     /// Should it fail between two files, the first is written and the second is not; memory is read anew.
     pub(crate) fn save(&mut self, files: &[FileIndex]) -> Result<()> {
+        self.save_as(files, |durability| durability)
+    }
+
+    /// As [`Writing::save`], when a second save under the same lock follows: only that one has to outlive a power cut.
+    /// The two are on the disk in this order.
+    pub(crate) fn save_begun(&mut self, files: &[FileIndex]) -> Result<()> {
+        self.save_as(files, |durability| match durability {
+            Durability::Full => Durability::Data,
+            less => less,
+        })
+    }
+
+    fn save_as(&mut self, files: &[FileIndex], durability: impl Fn(Durability) -> Durability) -> Result<()> {
         self.seen = None;
         self.group.sweep();
         let tokens = self.guards.record_write()?;
@@ -212,7 +233,7 @@ impl<T: Record> Writing<'_, T> {
                 let path = || file.dir.path().join(file.name);
                 let bytes = json::write_array(self.table.slots(file.index))
                     .map_err(|source| Error::Encode { path: path(), source })?;
-                file.dir.write(file.name, &bytes, file.durability)?;
+                file.dir.write(file.name, &bytes, durability(file.durability))?;
                 fault("records.written")?;
             }
         }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use graph_core::LayerId;
-use graph_core::fsutil::Durability;
 
 use crate::bigdata::{self, Owner};
 use crate::error::{Error, Result, fault};
@@ -155,7 +154,7 @@ impl Store {
         let write = || -> Result<()> {
             self.images.dir.remove(id.as_str())?; // of a dead image of that id
             for (key, data) in &items {
-                bigdata::write(&self.images.dir, owner(id.as_str()), key, data, Durability::Data)?;
+                bigdata::write(&self.images.dir, owner(id.as_str()), key, data, self.durability(STABLE))?;
                 note_big_data(&mut image, key, data);
                 fault("image.data-written")?;
             }
@@ -200,7 +199,7 @@ impl Store {
         LayerId::new(image.id.clone())?;
         self.images.dir.remove(&image.id)?; // of a dead image of that id
         for (key, data) in self.image_items(image)? {
-            bigdata::write(&self.images.dir, owner(&image.id), &key, &data, Durability::Data)?;
+            bigdata::write(&self.images.dir, owner(&image.id), &key, &data, self.durability(STABLE))?;
         }
         let mut record = Image::clone(image.record());
         // Names that own images have stay theirs.
@@ -264,7 +263,7 @@ impl Store {
         if images.table().by_id(&image.id).is_none() {
             return Err(Error::ImageNotKnown { reference: image.id.clone() });
         }
-        bigdata::write(&part.dir, owner(&image.id), key, data, Durability::Data)?;
+        bigdata::write(&part.dir, owner(&image.id), key, data, self.durability(STABLE))?;
         if let Some((record, _)) = images.change().change(&image.id) {
             note_big_data(record, key, data);
         }

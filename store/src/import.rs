@@ -152,8 +152,7 @@ impl Store {
             self.publish_tar_split(split, &plan.id)?;
             fault("import.tar-split-published")?;
             staged.publish(&plan.id)?;
-            fault("import.published")?;
-            if self.is_durable(plan.file) { self.layers.dir.flush() } else { Ok(()) }
+            fault("import.published")
         };
         let (layer, ()) = self.settle_layer(&mut layers, plan, publish, |_, ()| ())?;
         Ok(Imported { layer, report: facts.report })
@@ -198,8 +197,8 @@ impl Store {
         })?;
         let file = self.end_tar_split(packer, &*self.driver.diff_getter(id)?, id)?;
         if self.options.durability == Durability::Full {
-            graph_sys::fs::syncfs(&file)
-                .map_err(|e| Error::io("flush the file system of", self.layers.dir.path(), e))?;
+            drop(file);
+            self.layers.records.flush_file_systems()?;
         }
         Ok((facts, split))
     }

@@ -135,7 +135,7 @@ impl Store {
         let mut layers = self.layers.records.write()?;
         let id = self.own_layer(&layers, layer)?;
         let file = layers.table().file_of(&id).unwrap_or(STABLE);
-        bigdata::write(&self.layers.dir, Owner { kind: "layer", id: &id }, key, data, Self::durability(file))?;
+        bigdata::write(&self.layers.dir, Owner { kind: "layer", id: &id }, key, data, self.durability(file))?;
         let Some((record, _)) = layers.change().change(&id) else { return Ok(()) };
         if record.big_data_names.iter().any(|name| name == key) {
             return Ok(());
@@ -213,7 +213,7 @@ impl Store {
             ..CreateOptions::default()
         };
         let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
-        if !options.read_write && self.is_durable(plan.file) {
+        if self.is_durable(plan.file) {
             staged.flush()?;
         }
         Ok(Some(staged))
@@ -245,7 +245,14 @@ impl Store {
                 self.remove_orphan(&plan.id)?;
                 copy.publish(&plan.id)?;
             }
-            None => self.create_in_driver(plan, options)?,
+            None => {
+                self.create_in_driver(plan, options)?;
+                // A driver that keeps only differences has flushed the little that a new layer is.
+                let little = self.driver.capabilities().native_diff && plan.mappings == plan.parent_mappings;
+                if self.is_durable(plan.file) && !little {
+                    self.layers.records.flush_file_systems()?;
+                }
+            }
         }
         fault("layer.placed")
     }
@@ -317,9 +324,9 @@ impl Store {
         }
         fill(&mut record);
         layers.change().insert(record, plan.file);
-        let durability = Self::durability(plan.file);
+        let durability = self.durability(plan.file);
         let owner = Owner { kind: "layer", id: plan.id.as_str() };
-        let written = layers.save(&[plan.file]).and_then(|()| {
+        let written = layers.save_begun(&[plan.file]).and_then(|()| {
             (options.big_data.iter())
                 .try_for_each(|(key, data)| bigdata::write(&self.layers.dir, owner, key, data, durability))
         });

@@ -20,7 +20,7 @@ pub enum Durability {
     /// One syncfs of a layer's data, fsync of what makes it mountable. A complete layer survives a power cut.
     #[default]
     Full,
-    /// Only the records are synced, as containers/storage does (`sync = "none"`).
+    /// Only the records are synced, as containers/storage does. The driver option `sync=none` sets this, too.
     RecordsOnly,
 }
 

@@ -20,7 +20,7 @@ use graph_core::lockfile::LockFile;
 use crate::dirs::Dir;
 use crate::error::Result;
 use crate::group::{Group, RecordFile};
-use crate::options::StoreOptions;
+use crate::options::{self, StoreOptions};
 use crate::records::{Container, Image, Layer, MountPoint};
 use crate::table::{FileIndex, Record};
 
@@ -65,6 +65,16 @@ impl<'o> Opener<'o> {
         Ok(Self { options, driver, root, run_root, image_store })
     }
 
+    fn file(&self, index: FileIndex, dir: &Arc<Dir>, name: &'static str) -> RecordFile {
+        RecordFile { index, dir: Arc::clone(dir), name, durability: durability(index, self.options.durability) }
+    }
+
+    /// Flushes the directories just made, the driver's too.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.root.flush_file_system()?;
+        self.image_store.as_ref().map_or(Ok(()), Dir::flush_file_system)
+    }
+
     fn name(&self, kind: &str) -> String {
         format!("{}-{kind}", self.driver)
     }
@@ -85,19 +95,19 @@ impl<'o> Opener<'o> {
     pub(crate) fn layers(&self) -> Result<Part<Layer>> {
         let dir = Arc::new(self.root.make_dir(&self.name("layers"))?);
         let mut locks = vec![dir.path().join("layers.lock")];
-        let mut files = vec![file(STABLE, &dir, "layers.json")];
+        let mut files = vec![self.file(STABLE, &dir, "layers.json")];
         if let Some(store) = &self.image_store {
             let dir = Arc::new(store.make_dir(&self.name("layers"))?);
             locks.push(dir.path().join("layers.lock"));
-            files.push(file(IMAGE_STORE, &dir, "layers.json"));
+            files.push(self.file(IMAGE_STORE, &dir, "layers.json"));
         }
-        files.push(file(VOLATILE, &self.volatile_dir("layers", &dir)?, "volatile-layers.json"));
+        files.push(self.file(VOLATILE, &self.volatile_dir("layers", &dir)?, "volatile-layers.json"));
         Ok(Part { dir, records: self.group(locks, files) })
     }
 
     pub(crate) fn mounts(&self) -> Result<Group<MountPoint>> {
         let dir = Arc::new(self.run_root.make_dir(&self.name("layers"))?);
-        let file = RecordFile { durability: Durability::None, ..file(STABLE, &dir, "mountpoints.json") };
+        let file = RecordFile { durability: Durability::None, ..self.file(STABLE, &dir, "mountpoints.json") };
         Ok(self.group(vec![dir.path().join("mountpoints.lock")], vec![file]))
     }
 
@@ -113,7 +123,7 @@ impl<'o> Opener<'o> {
 
     fn images_in(&self, root: &Dir) -> Result<Part<Image>> {
         let dir = Arc::new(root.make_dir(&self.name("images"))?);
-        let records = self.group(vec![dir.path().join("images.lock")], vec![file(STABLE, &dir, "images.json")]);
+        let records = self.group(vec![dir.path().join("images.lock")], vec![self.file(STABLE, &dir, "images.json")]);
         Ok(Part { dir, records })
     }
 
@@ -121,7 +131,8 @@ impl<'o> Opener<'o> {
         let dir = Arc::new(self.root.make_dir(&self.name("containers"))?);
         let volatile = self.volatile_dir("containers", &dir)?;
         let lock = volatile.path().join("containers.lock");
-        let files = vec![file(STABLE, &dir, "containers.json"), file(VOLATILE, &volatile, VOLATILE_CONTAINERS)];
+        let files =
+            vec![self.file(STABLE, &dir, "containers.json"), self.file(VOLATILE, &volatile, VOLATILE_CONTAINERS)];
         Ok(Part { dir, records: self.group(vec![lock], files) })
     }
 
@@ -132,9 +143,13 @@ impl<'o> Opener<'o> {
     }
 }
 
-fn file(index: FileIndex, dir: &Arc<Dir>, name: &'static str) -> RecordFile {
-    let durability = if index == VOLATILE { Durability::None } else { Durability::Data };
-    RecordFile { index, dir: Arc::clone(dir), name, durability }
+/// How hard the records of a file are pushed to disk.
+pub(crate) fn durability(file: FileIndex, wanted: options::Durability) -> Durability {
+    match (file, wanted) {
+        (VOLATILE, _) => Durability::None,
+        (_, options::Durability::Full) => Durability::Full,
+        (_, options::Durability::RecordsOnly) => Durability::Data,
+    }
 }
 
 fn open_additional(root: PathBuf, driver: &str) -> Result<Additional> {
@@ -152,6 +167,7 @@ fn open_read_only_part<T: Record>(
 ) -> Result<Option<Part<T>>> {
     let Some(dir) = Dir::open(&root.join(format!("{driver}-{kind}")))? else { return Ok(None) };
     let dir = Arc::new(dir);
-    let records = Group::new(vec![LockFile::read_only(dir.path().join(lock))], vec![file(STABLE, &dir, name)], None);
+    let file = RecordFile { index: STABLE, dir: Arc::clone(&dir), name, durability: Durability::None };
+    let records = Group::new(vec![LockFile::read_only(dir.path().join(lock))], vec![file], None);
     Ok(Some(Part { dir, records }))
 }

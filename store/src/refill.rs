@@ -133,7 +133,7 @@ impl Store {
             if let Some((record, _)) = layers.change().change(id.as_str()) {
                 record.flags.set(Layer::INCOMPLETE, &true);
             }
-            layers.save(&[file])?;
+            layers.save_begun(&[file])?;
             fault("refill.marked")?;
             touched = true;
             let old = self.driver.deferred_remove(id)?;
@@ -141,9 +141,6 @@ impl Store {
             self.publish_tar_split(split, id)?;
             staged.publish(id)?;
             fault("refill.published")?;
-            if self.is_durable(file) {
-                self.layers.dir.flush()?;
-            }
             if let Some((record, _)) = layers.change().change(id.as_str()) {
                 facts.fill(record);
                 record.flags.remove(Layer::INCOMPLETE);

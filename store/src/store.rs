@@ -118,6 +118,7 @@ impl Store {
         }
         let root = Dir::make(&options.root)?;
         let run_root = Dir::make(&options.run_root)?;
+        let mut is_new = false;
         let selection = {
             let lock = LockFile::new(options.root.join("storage.lock"));
             let guard = lock_for_opening(&lock, &root, &options)?;
@@ -126,10 +127,15 @@ impl Store {
                 && guard.token()?.as_bytes().is_empty()
             {
                 guard.record_write()?;
+                is_new = true;
             }
             selection
         };
         let driver = Arc::clone(&selection.driver);
+        let mut options = options;
+        if asks_for_no_sync(&options.driver_options, driver.name()) {
+            options.durability = crate::options::Durability::RecordsOnly;
+        }
         if root.open_file("userns.lock")?.is_none() {
             drop(LockFile::new(options.root.join("userns.lock")).lock(LockKind::Shared, Wait::Block)?);
         }
@@ -143,6 +149,9 @@ impl Store {
         let containers = opener.containers()?;
         let additional = opener.additional(driver.additional_image_stores())?;
         let run_containers = options.run_root.join(format!("{name}-containers"));
+        if is_new && options.durability == crate::options::Durability::Full {
+            opener.flush()?;
+        }
         let mut store = Self {
             options,
             selection,
@@ -223,8 +232,8 @@ impl Store {
     }
 
     /// How hard records of a file are pushed to disk.
-    pub(crate) fn durability(file: FileIndex) -> Durability {
-        if file == VOLATILE { Durability::None } else { Durability::Data }
+    pub(crate) fn durability(&self, file: FileIndex) -> Durability {
+        crate::parts::durability(file, self.options.durability)
     }
 
     /// Refuses to change what lies in an additional store.
@@ -258,6 +267,16 @@ fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Resu
         None => Wait::Block,
     };
     Ok(Some(lock.lock(LockKind::Exclusive, wait)?))
+}
+
+/// Whether the driver's option `sync=none` is set: then the store does no more than its peers, either.
+fn asks_for_no_sync(options: &[String], driver: &str) -> bool {
+    let own = |option: &DriverOption<'_>| {
+        option.key.eq_ignore_ascii_case("sync")
+            && option.driver.is_none_or(|prefix| canonical(&prefix.to_ascii_lowercase()) == canonical(driver))
+    };
+    let last = options.iter().filter_map(|option| DriverOption::parse(option).ok()).rfind(own);
+    last.is_some_and(|option| option.value == "none")
 }
 
 fn select_request(options: &StoreOptions) -> SelectRequest {

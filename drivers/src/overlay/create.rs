@@ -11,8 +11,8 @@ use graph_sys::xattr::{self, SetMode};
 
 use super::Homes;
 use super::layout::{
-    Context, DIFF, EMPTY, Flush, LINK, LOWER, LOWER_LAYERS, Layer, LinkId, MERGED, WORK, make_dir, own, reserved,
-    write_small,
+    Context, DIFF, EMPTY, Flush, LINK, LOWER, LOWER_LAYERS, Layer, LinkId, MERGED, WORK, create_small, make_dir, own,
+    reserved,
 };
 use super::parents::{MAX_LOWERS, ids_text, link_of, links_text, parents};
 
@@ -104,15 +104,13 @@ impl Plan {
         };
         let diff = make_dir(dir, DIFF, mode, owner).at("make directory", at(DIFF), None)?;
         self.root.finish(&diff, self.force_mask.is_some()).at("set the attributes of", at(DIFF), None)?;
-        // Ids are what the rest can be made of again, so they alone are worth waiting for. Writing the others is begun, which on
-        // most file systems puts them into the same journal commit.
-        let small = |name: &str, text: &str| {
-            let flush = match (self.durable, name) {
-                (false, _) => Flush::No,
-                (true, LOWER_LAYERS) => Flush::Wait,
-                (true, _) => Flush::Begin,
-            };
-            write_small(dir, name, text, Some(self.owner), flush).at("write", at(name), None)
+        // Writing is begun for all before the first is waited for, which on most file systems puts them into one journal commit.
+        let mut written = Vec::new();
+        let mut small = |name: &'static str, text: &str| {
+            let flush = if self.durable { Flush::Begin } else { Flush::No };
+            let file = create_small(dir, name, text, Some(self.owner), flush).at("write", at(name), None)?;
+            written.push((name, file));
+            Ok::<(), Error>(())
         };
         small(LINK, self.link.as_str())?;
         make_dir(dir, WORK, 0o700, self.owner).at("make directory", at(WORK), None)?;
@@ -122,6 +120,13 @@ impl Plan {
         } else {
             small(LOWER, &links_text(&self.links))?;
             small(LOWER_LAYERS, &ids_text(&self.chain))?;
+        }
+        if self.durable {
+            for (name, file) in &written {
+                fs::fsync(file).at("flush", at(name), None)?;
+            }
+            // The names of all of it.
+            fs::fsync(dir).at("flush", shown, None)?;
         }
         Ok(diff)
     }

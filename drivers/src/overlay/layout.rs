@@ -228,6 +228,13 @@ impl Home {
         fs::renameat(&self.dir, &fresh, &self.dir, &name).at("replace link", path(), Some(id))
     }
 
+    /// Flushes the names of layers and of links.
+    pub(super) fn flush_names(&self, id: &LayerId) -> Result<()> {
+        let links = open_dir(&self.dir, LINKS).at("open", self.path.join(LINKS), Some(id))?;
+        fs::fsync(&links).at("flush", self.path.join(LINKS), Some(id))?;
+        fs::fsync(&self.dir).at("flush", &self.path, Some(id))
+    }
+
     /// Removes `l/<link>` if it is the layer's. Missing is no error.
     pub(super) fn remove_link(&self, link: &LinkId, id: &LayerId) -> Result<()> {
         if self.read_link(link)?.as_ref() == Some(id) {
@@ -384,6 +391,17 @@ pub(super) fn write_small(
     owner: Option<IdPair>,
     flush: Flush,
 ) -> std::io::Result<()> {
+    create_small(dir, name, text, owner, flush).map(drop)
+}
+
+/// As [`write_small`]; the file stays open, to be flushed later.
+pub(super) fn create_small(
+    dir: impl AsFd,
+    name: &str,
+    text: &str,
+    owner: Option<IdPair>,
+    flush: Flush,
+) -> std::io::Result<std::fs::File> {
     use std::io::Write;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(fs::openat(dir, name, flags, Mode::from_raw_mode(0o644))?);
@@ -398,7 +416,7 @@ pub(super) fn write_small(
         Flush::Begin => drop(graph_sys::sync::start_writeback(&file, 0, 0)),
         Flush::Wait => fs::fsync(&file)?,
     }
-    Ok(())
+    Ok(file)
 }
 
 /// Opens a directory without following a link in its place.

@@ -74,7 +74,7 @@ impl<'d> NewLayer<'d> {
             });
         }
         if driver.options.sync == SyncMode::Filesystem {
-            fs::fsync(&home.dir).at("flush", &home.path, Some(id))?;
+            home.flush_names(id)?;
         }
         // The layer is there. What stays of its temporary directory is removed by the next open.
         if let Err(error) = temp.finish() {
