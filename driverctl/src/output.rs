@@ -1,7 +1,7 @@
 //! What goes to standard output and standard error: text that no name can garble, JSON as the peers print it.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
@@ -38,6 +38,16 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
 pub(crate) fn safe(text: &str) -> String {
     if text.chars().any(char::is_control) {
         text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Free text: as it is for a program, without what a terminal would obey for a person.
+pub(crate) fn free_text(text: &str) -> String {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if io::stdout().is_terminal() && text.chars().any(obeyed) {
+        text.chars().flat_map(|c| if obeyed(c) { c.escape_default().collect() } else { vec![c] }).collect()
     } else {
         text.to_owned()
     }

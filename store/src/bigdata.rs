@@ -66,6 +66,42 @@ pub(crate) fn read(parent: &Dir, owner: Owner<'_>, key: &str, known: bool) -> Re
     parent.open_dir(owner.id)?.map(|dir| dir.read(&name)).transpose()?.flatten().ok_or_else(missing)
 }
 
+/// The size of an item: as recorded, or where an old writer has not recorded it, of what is there.
+pub(crate) fn size(recorded: Option<&i64>, parent: &Dir, owner: Owner<'_>, key: &str, known: bool) -> Result<u64> {
+    if let Some(size) = recorded.and_then(|size| u64::try_from(*size).ok()) {
+        return Ok(size);
+    }
+    match read(parent, owner, key, known) {
+        Ok(data) => Ok(u64::try_from(data.len()).unwrap_or(u64::MAX)),
+        Err(Error::BigDataNotFound { kind, id, key }) => Err(Error::SizeUnknown { kind, id, key }),
+        Err(Error::InvalidBigDataName { key }) => {
+            Err(Error::SizeUnknown { kind: owner.kind, id: owner.id.to_owned(), key })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The digest of an item: as recorded, or where an old writer has not recorded it, of what is there.
+pub(crate) fn recorded_digest(
+    recorded: Option<&String>,
+    parent: &Dir,
+    owner: Owner<'_>,
+    key: &str,
+    known: bool,
+) -> Result<String> {
+    if let Some(digest) = recorded.filter(|digest| !digest.is_empty()) {
+        return Ok(digest.clone());
+    }
+    match read(parent, owner, key, known) {
+        Ok(data) => Ok(digest(&data)),
+        Err(Error::BigDataNotFound { kind, id, key }) => Err(Error::DigestUnknown { kind, id, key }),
+        Err(Error::InvalidBigDataName { key }) => {
+            Err(Error::DigestUnknown { kind: owner.kind, id: owner.id.to_owned(), key })
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes an item, whole or not at all.
 pub(crate) fn write(parent: &Dir, owner: Owner<'_>, key: &str, data: &[u8], durability: Durability) -> Result<()> {
     let name = file_name(key)?;

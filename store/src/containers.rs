@@ -9,7 +9,7 @@ use graph_core::{LayerId, fsutil};
 use graph_sys::fs::{AtFlags, FileType};
 
 use crate::bigdata::{self, Owner};
-use crate::dirs::Dir;
+use crate::dirs::{Dir, USER_DATA};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::names::check_names;
@@ -17,9 +17,6 @@ use crate::options::{CreateContainer, CreateLayer};
 use crate::records::{Container, Image, Layer, Time};
 use crate::store::{Home, STABLE, Store, Stored, VOLATILE, new_id};
 use crate::table::{Table, unique};
-
-/// The directory in a container's own that belongs to its engine.
-const USER_DATA: &str = "userdata";
 
 /// Containers.
 impl Store {
@@ -201,6 +198,32 @@ impl Store {
         let container = self.container(container)?;
         let known = container.big_data_names.iter().any(|name| name == key);
         bigdata::read(&self.containers.dir, owner(&container.id), key, known)
+    }
+
+    /// Bytes of a big data item of a container.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`], [`Error::SizeUnknown`].
+    pub fn container_big_data_size(&self, container: &str, key: &str) -> Result<u64> {
+        let container = self.container(container)?;
+        let known = container.big_data_names.iter().any(|name| name == key);
+        bigdata::size(container.big_data_sizes.get(key), &self.containers.dir, owner(&container.id), key, known)
+    }
+
+    /// Digest of a big data item of a container.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotKnown`], [`Error::DigestUnknown`].
+    pub fn container_big_data_digest(&self, container: &str, key: &str) -> Result<String> {
+        let container = self.container(container)?;
+        let known = container.big_data_names.iter().any(|name| name == key);
+        bigdata::recorded_digest(
+            container.big_data_digests.get(key),
+            &self.containers.dir,
+            owner(&container.id),
+            key,
+            known,
+        )
     }
 
     /// Sets a big data item of a container, its size and digest.

@@ -233,6 +233,7 @@ impl Store {
                 dir.remove(&found.id)?;
             }
         }
+        self.remove_image_run_data(&found.id)?;
         fault("delete.image-renamed")?;
         drop(parts);
         let doomed = self.remove_marked(&mut layers, &marked)?;
@@ -295,7 +296,8 @@ impl Store {
                 let mut images = part.records.write()?;
                 images.change().remove(&[&id]);
                 images.save(&[STABLE])?;
-                part.dir.remove(&id)
+                part.dir.remove(&id)?;
+                self.remove_image_run_data(&id)
             }
             Found::Container(id) => Err(Error::NotKnown { reference: id }),
         }

@@ -11,6 +11,8 @@ use graph_sys::io::Errno;
 
 use crate::error::{Error, Result};
 
+/// The directory in an image's or a container's own that belongs to its engine.
+pub(crate) const USER_DATA: &str = "userdata";
 /// More than any file of records or big data item can sensibly have.
 const LARGEST_FILE: u64 = 1 << 32;
 /// Mode of files of records and of big data.

@@ -189,6 +189,26 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// No such big data item, or none that can be read: its size is not known.
+    #[error("data item {key:?} of {kind} {id:?}: size is not known")]
+    SizeUnknown {
+        /// `image` or `container`.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// The key.
+        key: String,
+    },
+    /// No such big data item, or none that can be read: its digest is not known.
+    #[error("data item {key:?} of {kind} {id:?}: could not compute digest of item")]
+    DigestUnknown {
+        /// `image` or `container`.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// The key.
+        key: String,
+    },
     /// A string that is no digest.
     #[error("{digest:?}: invalid checksum digest format")]
     InvalidDigest {
@@ -311,6 +331,10 @@ pub enum ErrorKind {
     InvalidBigDataName,
     /// No such big data item.
     BigDataNotFound,
+    /// The size of a big data item that is not there.
+    SizeUnknown,
+    /// The digest of a big data item that is not there.
+    DigestUnknown,
     /// A bad digest.
     InvalidDigest,
     /// Other content than expected.
@@ -347,6 +371,8 @@ impl ErrorKind {
             Self::ReadOnlyStore => "called a write method on a read-only store",
             Self::InvalidBigDataName => "not a valid name for a big data item",
             Self::BigDataNotFound => "file does not exist",
+            Self::SizeUnknown => "size is not known",
+            Self::DigestUnknown => "could not compute digest of item",
             Self::InvalidDigest => "invalid checksum digest format",
             Self::DigestMismatch => "layer content incorrect digest",
             Self::ContainerRunning
@@ -382,6 +408,8 @@ impl Error {
             Self::ReadOnlyStore { .. } => ErrorKind::ReadOnlyStore,
             Self::InvalidBigDataName { .. } => ErrorKind::InvalidBigDataName,
             Self::BigDataNotFound { .. } => ErrorKind::BigDataNotFound,
+            Self::SizeUnknown { .. } => ErrorKind::SizeUnknown,
+            Self::DigestUnknown { .. } => ErrorKind::DigestUnknown,
             Self::InvalidDigest { .. } => ErrorKind::InvalidDigest,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
             Self::InvalidId(_)

@@ -1,10 +1,12 @@
 //! Images: finding and making them, their big data and size.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use graph_core::LayerId;
 
 use crate::bigdata::{self, Owner};
+use crate::dirs::{Dir, USER_DATA};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::names::check_names;
@@ -175,7 +177,7 @@ impl Store {
     }
 
     /// The image of that id in an additional store.
-    fn find_read_only(&self, id: &str) -> Result<Option<Stored<Image>>> {
+    pub(crate) fn find_read_only(&self, id: &str) -> Result<Option<Stored<Image>>> {
         for (n, store) in self.additional.iter().enumerate() {
             if let Some(part) = &store.images
                 && let Some(image) = part.records.read()?.by_id(id)
@@ -250,6 +252,32 @@ impl Store {
         bigdata::read(&part.dir, owner(&image.id), key, known)
     }
 
+    /// Bytes of a big data item of an image.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotKnown`], [`Error::SizeUnknown`].
+    pub fn image_big_data_size(&self, image: &str, key: &str) -> Result<u64> {
+        let image = self.image(image)?;
+        let known = image.big_data_names.iter().any(|name| name == key);
+        bigdata::size(image.big_data_sizes.get(key), &self.image_part(&image)?.dir, owner(&image.id), key, known)
+    }
+
+    /// Digest of a big data item of an image.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotKnown`], [`Error::DigestUnknown`].
+    pub fn image_big_data_digest(&self, image: &str, key: &str) -> Result<String> {
+        let image = self.image(image)?;
+        let known = image.big_data_names.iter().any(|name| name == key);
+        bigdata::recorded_digest(
+            image.big_data_digests.get(key),
+            &self.image_part(&image)?.dir,
+            owner(&image.id),
+            key,
+            known,
+        )
+    }
+
     /// Sets a big data item of an image, its size and digest.
     ///
     /// # Errors
@@ -268,6 +296,35 @@ impl Store {
             note_big_data(record, key, data);
         }
         images.save(&[STABLE])
+    }
+
+    /// A directory for an engine's own data about the image, where the image's big data is; made (0700) when missing.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotKnown`].
+    pub fn image_directory(&self, image: &str) -> Result<PathBuf> {
+        let image = self.image(image)?;
+        // Nothing is made in a read-only store.
+        let part = if image.is_read_only() { &self.images } else { self.image_part(&image)? };
+        Ok(part.dir.make_dir(&image.id)?.make_dir(USER_DATA)?.path().to_owned())
+    }
+
+    /// The same below the run root.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotKnown`].
+    pub fn image_run_directory(&self, image: &str) -> Result<PathBuf> {
+        let image = self.image(image)?;
+        let run = Dir::make(&self.run_images)?;
+        Ok(run.make_dir(&image.id)?.make_dir(USER_DATA)?.path().to_owned())
+    }
+
+    /// Removes the image's directory below the run root.
+    pub(crate) fn remove_image_run_data(&self, id: &str) -> Result<()> {
+        match Dir::open(&self.run_images)? {
+            Some(run) if LayerId::new(id).is_ok() => run.remove(id),
+            _ => Ok(()),
+        }
     }
 
     /// Uncompressed bytes of all its layers, each once, and of its big data.

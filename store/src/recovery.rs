@@ -29,11 +29,13 @@ impl Store {
             self.remove_incomplete_layers(&mut warnings)?;
         }
         for (_, images) in self.own_images() {
-            remove_orphans(images, &mut warnings)?;
+            // Engines keep data of their own about images of read-only stores here.
+            let elsewhere = |id: &str| self.find_read_only(id).is_ok_and(|image| image.is_some());
+            remove_orphans(images, elsewhere, &mut warnings)?;
         }
         // Those of transient containers have their records below the run root. Seen from outside they look like orphans.
         if self.options.transient || !self.has_transient_containers()? {
-            remove_orphans(&self.containers, &mut warnings)?;
+            remove_orphans(&self.containers, |_| false, &mut warnings)?;
         }
         Ok(warnings)
     }
@@ -118,12 +120,16 @@ impl Store {
 }
 
 /// Removes directories of data that no record has, where their names are of the usual kind; others may be anybody's.
-fn remove_orphans<T: Record>(part: &Part<T>, warnings: &mut Vec<String>) -> Result<()> {
+fn remove_orphans<T: Record>(
+    part: &Part<T>,
+    elsewhere: impl Fn(&str) -> bool,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let usual = |name: &str| name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
     let orphans = |table: &Table<T>| -> Result<Vec<String>> {
         let names = fsutil::list(&*part.dir).map_err(|e| Error::io("read directory", part.dir.path(), e))?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
-        Ok(names.filter(|name| usual(name) && table.by_id(name).is_none()).collect())
+        Ok(names.filter(|name| usual(name) && table.by_id(name).is_none() && !elsewhere(name)).collect())
     };
     // Read-only first: as a rule there are none, and whoever makes one at this moment is not to be waited for twice.
     if orphans(&*part.records.read()?)?.is_empty() {

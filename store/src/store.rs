@@ -86,6 +86,8 @@ pub struct Store {
     pub(crate) containers: Part<Container>,
     /// `<run root>/<driver>-containers`, made when it is first needed.
     pub(crate) run_containers: PathBuf,
+    /// `<run root>/<driver>-images`, likewise.
+    pub(crate) run_images: PathBuf,
     pub(crate) additional: Vec<Additional>,
     pub(crate) warnings: Vec<String>,
 }
@@ -152,6 +154,7 @@ impl Store {
         if is_new && options.durability == crate::options::Durability::Full {
             opener.flush()?;
         }
+        let run_images = options.run_root.join(format!("{name}-images"));
         let mut store = Self {
             options,
             selection,
@@ -162,6 +165,7 @@ impl Store {
             root_images,
             containers,
             run_containers,
+            run_images,
             additional,
             warnings: Vec::new(),
         };

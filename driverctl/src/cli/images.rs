@@ -12,6 +12,14 @@ use crate::settings::Opened;
 pub(crate) enum ImageVerb {
     /// List images
     Images(Listing),
+    /// List the images that a digest belongs to
+    #[command(alias = "imagesbydigest")]
+    ImagesByDigest {
+        /// Digest of the image, or of its manifest, or of one of its manifests
+        digest: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
     /// Show images
     Image(Objects),
     /// Make an image of a layer
@@ -49,6 +57,7 @@ impl ImageVerb {
         let store = &opened.store;
         match self {
             Self::Images(listing) => images::list(store, listing),
+            Self::ImagesByDigest { digest, listing } => images::by_digest(store, digest, listing),
             Self::Image(words) => images::show(store, words),
             Self::CreateImage { layer, name, id, digest, metadata, json } => {
                 images::create(store, layer.as_deref(), name, id.as_deref(), digest.as_deref(), metadata, json.json)

@@ -17,9 +17,23 @@ pub(crate) fn list(store: &Store, listing: &Listing) -> Result<Outcome> {
         output::json(&(!records.is_empty()).then_some(records))?;
         return Ok(Outcome::Done);
     }
-    for image in &images {
+    print(&images, listing.quiet)
+}
+
+/// The images that a digest belongs to.
+pub(crate) fn by_digest(store: &Store, digest: &str, listing: &Listing) -> Result<Outcome> {
+    let images = store.images_by_digest(digest)?;
+    if listing.json.json {
+        output::json(&images.iter().map(|image| &**image.record()).collect::<Vec<&Image>>())?;
+        return Ok(Outcome::Done);
+    }
+    print(&images, listing.quiet)
+}
+
+fn print(images: &[Stored<Image>], quiet: bool) -> Result<Outcome> {
+    for image in images {
         output::line(&safe(&image.id))?;
-        if listing.quiet {
+        if quiet {
             continue;
         }
         for name in &image.names {

@@ -1,6 +1,7 @@
 //! One module for each kind of verb.
 
 pub(crate) mod containers;
+pub(crate) mod data;
 pub(crate) mod diffs;
 pub(crate) mod driver_layers;
 pub(crate) mod du;
@@ -120,9 +121,10 @@ pub(crate) fn id_and_names(id: &str, names: &[String]) -> Result<()> {
 
 /// The free text of `--metadata` and `--metadata-file`.
 pub(crate) fn metadata(words: &crate::cli::Metadata) -> Result<String> {
+    // The file counts where both are given, as the peers have it.
     match (&words.metadata, &words.metadata_file) {
-        (Some(text), _) => Ok(text.clone()),
-        (None, Some(path)) => read(path),
+        (_, Some(path)) => read(path),
+        (Some(text), None) => Ok(text.clone()),
         (None, None) => Ok(String::new()),
     }
 }
