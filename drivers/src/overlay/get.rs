@@ -1,7 +1,10 @@
 //! `get` and `put`: what is asked for, put together for a mount.
 
+use std::path::Path;
+
 use graph_core::driver::{GetOptions, Mounted};
 use graph_core::{Driver, Error, LayerId, Result};
+use graph_sys::io::Errno;
 use graph_sys::mount::DetachedMount;
 
 use super::driver::Overlay;
@@ -9,48 +12,53 @@ use super::layout::Layer;
 use super::mount::{Method, Stack, merged_path, mount_point, own_words, unmount};
 use super::parents::{MAX_LOWERS, ensure_links, parents};
 use super::words::{Words, split};
-use super::{DRIVER, idmap, volatile};
+use super::{DRIVER, Homes, idmap, volatile};
 
 impl Overlay {
     /// Mounts the layer, or takes one more reference.
     pub(super) fn get_layer(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> {
-        let layer = self.homes.require(id)?;
-        let path = merged_path(&layer, &self.run_path);
-        self.mounts.get(&path, || {
-            let words = self.words(&layer, options)?;
-            let chain = self.ready(&layer)?;
-            let target = mount_point(&layer, &path)?;
-            let read_only = words.read_only() && !upper_though_read_only(&layer, &chain);
-            let shifted = !options.disable_shifting && !options.mappings.is_identity();
-            if shifted && !self.supports_shifting(&options.mappings) {
-                return Err(Error::Unsupported {
-                    driver: DRIVER.into(),
-                    operation: format!(
-                        "showing layer {id} through ID mappings ({}); change the owners of its files first",
-                        self.features.id_mapped_lower.reason_or("this kernel does not map the IDs of its file system")
-                    ),
-                });
-            }
-            let mapped =
-                if shifted { idmap::mapped_homes(&self.homes, &layer, &chain, &options.mappings)? } else { Vec::new() };
-            if !read_only {
-                if shifted {
-                    idmap::own_root(&self.homes, &layer, &chain, &options.mappings)?;
-                }
-                volatile::prepare(&layer, &self.run_path, words.has("volatile"))?;
-            }
-            let stack = Stack {
-                homes: &self.homes,
-                layer: &layer,
-                chain: &chain,
-                read_only,
-                mapped: &mapped,
-                run_home: &self.run_path,
-            };
-            stack.mount(&words, &target, &path, self.method)
-        })?;
+        let path = merged_path(&self.homes.require(id)?, &self.run_path);
+        self.mounts.get(&path, || self.with_homes(|homes| self.mount_in(homes, id, &path, options)))?;
         let id = id.clone();
         Ok(Mounted::new(path, move || self.put_layer(&id)))
+    }
+
+    /// Makes a mount with the homes as they were opened and, where that mount of a home is gone by now, with the homes as they
+    /// are now.
+    fn with_homes<T>(&self, mount: impl Fn(&Homes) -> Result<T>) -> Result<T> {
+        match mount(&self.homes) {
+            Err(Error::Io { source, .. }) if Errno::from_io_error(&source) == Some(Errno::INVAL) => {
+                mount(&self.homes.reopened()?)
+            }
+            other => other,
+        }
+    }
+
+    fn mount_in(&self, homes: &Homes, id: &LayerId, path: &Path, options: &GetOptions) -> Result<()> {
+        let layer = homes.require(id)?;
+        let words = self.words(&layer, options)?;
+        let chain = self.ready(&layer)?;
+        let target = mount_point(&layer, path)?;
+        let read_only = words.read_only() && !upper_though_read_only(&layer, &chain);
+        let shifted = !options.disable_shifting && !options.mappings.is_identity();
+        if shifted && !self.supports_shifting(&options.mappings) {
+            return Err(Error::Unsupported {
+                driver: DRIVER.into(),
+                operation: format!(
+                    "showing layer {id} through ID mappings ({}); change the owners of its files first",
+                    self.features.id_mapped_lower.reason_or("this kernel does not map the IDs of its file system")
+                ),
+            });
+        }
+        let mapped = if shifted { idmap::mapped_homes(homes, &layer, &chain, &options.mappings)? } else { Vec::new() };
+        if !read_only {
+            if shifted {
+                idmap::own_root(homes, &layer, &chain, &options.mappings)?;
+            }
+            volatile::prepare(&layer, &self.run_path, words.has("volatile"))?;
+        }
+        let stack = Stack { homes, layer: &layer, chain: &chain, read_only, mapped: &mapped, run_home: &self.run_path };
+        stack.mount(&words, &target, path, self.method)
     }
 
     /// Gives up a reference.
@@ -93,15 +101,19 @@ impl Overlay {
 
     /// The layer's whole tree, read-only and attached nowhere: for looking into it without a mount point.
     pub(super) fn look_into(&self, layer: &Layer<'_>) -> Result<DetachedMount> {
-        let chain = parents(&self.homes, layer)?;
-        let options = GetOptions { options: vec!["ro".to_owned()], ..GetOptions::default() };
-        let words = self.words(layer, &options)?;
-        let stack =
-            Stack { homes: &self.homes, layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
-        match self.method {
-            Method::Descriptors => stack.detached(&words),
-            Method::Classic => stack.detached_classic(&words),
-        }
+        let id = &layer.id;
+        self.with_homes(|homes| {
+            let layer = homes.require(id)?;
+            let chain = parents(homes, &layer)?;
+            let options = GetOptions { options: vec!["ro".to_owned()], ..GetOptions::default() };
+            let words = self.words(&layer, &options)?;
+            let stack =
+                Stack { homes, layer: &layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
+            match self.method {
+                Method::Descriptors => stack.detached(&words),
+                Method::Classic => stack.detached_classic(&words),
+            }
+        })
     }
 }
 

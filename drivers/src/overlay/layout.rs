@@ -145,6 +145,12 @@ impl Home {
         Ok(dir.map(|dir| Self { path: path.to_owned(), dir, role: Role::Additional }))
     }
 
+    /// The same home, opened anew by its path.
+    pub(super) fn reopened(&self) -> Result<Self> {
+        let dir = open_dir(fs::CWD, &self.path).at("open the driver's home", &self.path, None)?;
+        Ok(Self { path: self.path.clone(), dir, role: self.role })
+    }
+
     /// Removes a home that nothing was put into. Anything in it, and it stays.
     pub(super) fn remove_unused(&self) {
         for name in [LINKS, TEMP_DIRS] {

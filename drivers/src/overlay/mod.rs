@@ -102,6 +102,18 @@ impl Homes {
         Ok(homes)
     }
 
+    /// The same homes, opened anew by their paths.
+    ///
+    /// Peers bind-mount their home on itself while they use it, and unmount that when nothing of theirs is mounted any more.
+    /// Whoever opened the home meanwhile holds directories of a mount that is gone: good for everything but mounting.
+    fn reopened(&self) -> Result<Self> {
+        Ok(Self {
+            own: self.own.reopened()?,
+            images: self.images.as_ref().map(Home::reopened).transpose()?,
+            additional: self.additional.iter().map(Home::reopened).collect::<Result<_>>()?,
+        })
+    }
+
     fn all(&self) -> impl Iterator<Item = &Home> {
         std::iter::once(&self.own).chain(&self.images).chain(&self.additional)
     }
