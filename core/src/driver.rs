@@ -269,6 +269,27 @@ pub trait Driver: Send + Sync + fmt::Debug {
     #[doc(alias = "Cleanup")]
     fn cleanup(&self) -> Result<()>;
 
+    /// Whether what [`Driver::prepare_to_mount`] makes is there. Cheap: asked before every mount.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io).
+    fn is_ready_to_mount(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Makes what all mounts of layers need: the mount of the home on itself, say, that other engines on this store would
+    /// else put over the mounts there are. [`Driver::cleanup`] takes it away.
+    ///
+    /// *Requires*: in a store that others share, the lock under which they do the same (`storage.lock`).
+    ///
+    /// *Repeated*: does nothing.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io).
+    fn prepare_to_mount(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The roots of the additional, read-only stores in use, as configured, nearest first.
     #[doc(alias = "AdditionalImageStores")]
     fn additional_image_stores(&self) -> Vec<PathBuf>;
@@ -434,6 +455,8 @@ macro_rules! forward {
             fn metadata(&self, id: &LayerId) -> Result<BTreeMap<String, String>> { (**self).metadata(id) }
             fn read_write_disk_usage(&self, id: &LayerId) -> Result<DiskUsage> { (**self).read_write_disk_usage(id) }
             fn cleanup(&self) -> Result<()> { (**self).cleanup() }
+            fn is_ready_to_mount(&self) -> Result<bool> { (**self).is_ready_to_mount() }
+            fn prepare_to_mount(&self) -> Result<()> { (**self).prepare_to_mount() }
             fn additional_image_stores(&self) -> Vec<PathBuf> { (**self).additional_image_stores() }
             fn temp_dir_roots(&self) -> Vec<PathBuf> { (**self).temp_dir_roots() }
             fn diff(&self, request: &DiffRequest<'_>, out: &mut dyn Write) -> Result<DiffReport> { (**self).diff(request, out) }

@@ -305,6 +305,14 @@ impl<D: Driver> Driver for NaiveDiff<D> {
         self.inner.cleanup()
     }
 
+    fn is_ready_to_mount(&self) -> Result<bool> {
+        self.inner.is_ready_to_mount()
+    }
+
+    fn prepare_to_mount(&self) -> Result<()> {
+        self.inner.prepare_to_mount()
+    }
+
     fn additional_image_stores(&self) -> Vec<PathBuf> {
         self.inner.additional_image_stores()
     }

@@ -173,6 +173,12 @@ impl Worker<'_> {
             Tool::Podman => self.call(tool, &["create", "--name", &name, "--network=none", &image, "true"])?,
             Tool::Buildah => self.call(tool, &["from", "--pull-never", "--name", &name, &image])?,
         };
+        if matches!(tool, Tool::Podman | Tool::Buildah) {
+            // Equal layers of two workers would be one layer, which one of them takes away while the other's engine counts on it.
+            let path = self.call(tool, &["mount", &name])?;
+            fs::write(Path::new(&path).join(&name), &name).map_err(|error| format!("write to {path}: {error}"))?;
+            self.call(tool, &["umount", &name])?;
+        }
         self.containers.push(Container { name, of: tool, image });
         Ok(())
     }

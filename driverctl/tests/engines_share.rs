@@ -187,3 +187,40 @@ fn root_peer_engines_run_what_we_load_on_overlay() {
 fn root_peer_engines_run_what_we_load_on_vfs() {
     engines_run_what_we_load("vfs", "root_peer_engines_run_what_we_load_on_vfs");
 }
+
+/// Peers mount their home on itself when they open it, over whatever is mounted below.
+#[test]
+fn root_peer_a_mount_of_ours_stays_reachable_when_peers_open_the_store() {
+    let name = "root_peer_a_mount_of_ours_stays_reachable_when_peers_open_the_store";
+    if !tools(&[], name) || !in_own_mount_namespace(name) {
+        return;
+    }
+    let store = TestStore::new("overlay");
+    let engines = Engines::new(&store, Privilege::Root);
+    let layer = engines.ours(&["create-layer"]);
+    let path = engines.ours(&["mount", &layer]);
+    let file = Path::new(&path).join("file");
+    std::fs::write(&file, "x").unwrap();
+    engines.peer(&["layers"]);
+    engines.podman(&["images"]);
+    // buildah gives the home up again when it ends, unless something is mounted.
+    engines.buildah(&["images"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "x");
+    assert_eq!(engines.peer(&["mount", &layer]), path);
+    engines.ours(&["unmount", &layer]);
+    assert!(file.exists(), "it is still mounted once");
+    engines.ours(&["unmount", &layer]);
+    assert!(!file.exists());
+    // The last one to unmount leaves nothing that hinders removing the store.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&store.path("root").display().to_string()), "{mounts}");
+    // Without the mount of the home, as the operator wants it.
+    let plain = ["--storage-opt", "overlay.skip_mount_home=true", "mount", &layer];
+    let path = engines.ours(&plain);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let root = store.path("root").display().to_string();
+    assert_eq!(mounts.lines().filter(|line| line.contains(&root)).count(), 1, "{mounts}");
+    assert!(Path::new(&path).join("file").exists());
+    engines.ours(&["--storage-opt", "overlay.skip_mount_home=true", "unmount", &layer]);
+    engines.assert_nothing_mounted();
+}

@@ -1,12 +1,17 @@
 //! Mounting layers and containers, and counting the mounts of all processes in `mountpoints.json`.
 //!
-//! Lock order: the layers' lock (shared: the layer must not be deleted meanwhile), then mountpoints.lock.
+//! Lock order: the layers' lock (shared: the layer must not be deleted meanwhile), then mountpoints.lock. Where the driver's
+//! home has to be prepared for mounts first, storage.lock comes before both, and is given back before them: peers hold it
+//! for as long as they write a diff.
 
 use std::path::{Path, PathBuf};
 
 use graph_core::LayerId;
 use graph_core::driver::GetOptions;
+use graph_core::lockfile::Wait;
 use graph_core::refcount::{AnyMount, MountCheck};
+
+use graph_sys::lock::LockKind;
 
 use crate::error::{Error, Result};
 use crate::options::MountOptions;
@@ -21,6 +26,23 @@ impl Store {
     /// [`Error::LayerNotKnown`]; [`Error::ReadOnlyStore`] for a read-write mount of an additional store's layer;
     /// [`Error::ShiftingNotEnabled`].
     pub fn mount(&self, layer_or_container: &str, options: &MountOptions) -> Result<PathBuf> {
+        // Where the home cannot be prepared, for want of privileges, the mount itself says so.
+        let mut anyway = false;
+        loop {
+            if !anyway && !self.driver.is_ready_to_mount()? {
+                let _guard = self.lock_graph()?;
+                self.driver.prepare_to_mount()?;
+                anyway = !self.driver.is_ready_to_mount()?;
+            }
+            // Between the two somebody may have unmounted the last layer, and the home with it.
+            if let Some(path) = self.try_mount(layer_or_container, options, anyway)? {
+                return Ok(path);
+            }
+        }
+    }
+
+    /// Mounts, if the driver is ready for that or `anyway`.
+    fn try_mount(&self, layer_or_container: &str, options: &MountOptions, anyway: bool) -> Result<Option<PathBuf>> {
         let (_guard, own) = self.layers.records.read_locked()?;
         let tables = self.layer_tables_with(own)?;
         let container = self.containers.records.read()?.find(layer_or_container).cloned();
@@ -57,12 +79,15 @@ impl Store {
         } else if !(layer.mappings().is_identity() && self.driver.supports_shifting(&get.mappings)) {
             return Err(Error::ShiftingNotEnabled { id: layer.id.clone() });
         }
-        self.mount_layer(&layer, &get)
+        self.mount_layer(&layer, &get, anyway)
     }
 
-    fn mount_layer(&self, layer: &Stored<Layer>, options: &GetOptions) -> Result<PathBuf> {
+    fn mount_layer(&self, layer: &Stored<Layer>, options: &GetOptions, anyway: bool) -> Result<Option<PathBuf>> {
         let id = LayerId::new(layer.id.clone())?;
         let mut mounts = self.mounts.write()?;
+        if !anyway && !self.driver.is_ready_to_mount()? {
+            return Ok(None);
+        }
         if let Some(now) = mounts.table().by_id(id.as_str())
             && now.count > 0
             && is_mounted(Path::new(&now.path))?
@@ -72,7 +97,7 @@ impl Store {
                 row.count = row.count.saturating_add(1);
             }
             mounts.save(&[STABLE])?;
-            return Ok(path);
+            return Ok(Some(path));
         }
         let mounted = self.driver.get(&id, options)?;
         let path = mounted.path().to_owned();
@@ -94,7 +119,7 @@ impl Store {
         }
         mounts.save(&[STABLE])?;
         // Had the record not been written, dropping the guard would have unmounted.
-        Ok(mounted.persist())
+        Ok(Some(mounted.persist()))
     }
 
     /// Takes one off the mount count (all, when forced) and unmounts at 0. Whether it is unmounted now.
@@ -127,7 +152,29 @@ impl Store {
         self.driver.put(&LayerId::new(id)?)?;
         mounts.change().remove(&[id]);
         mounts.save(&[STABLE])?;
+        if mounts.table().iter().all(|row| row.count <= 0) {
+            // Still under the lock on mounts, so that nobody of us mounts meanwhile; peers would need the layers' lock.
+            self.release_home()?;
+        }
         Ok(true)
+    }
+
+    /// Takes away what [`Driver::prepare_to_mount`](graph_core::Driver::prepare_to_mount) made, and tells others, who look for
+    /// it only when storage.lock says that something is new. Somebody who holds that lock has use for it, so then it stays.
+    fn release_home(&self) -> Result<()> {
+        if !self.driver.is_ready_to_mount()? {
+            return Ok(());
+        }
+        let guard = match self.graph_lock.lock(LockKind::Exclusive, Wait::Fail) {
+            Ok(guard) => guard,
+            Err(error) if error.kind() == graph_core::ErrorKind::Locked => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        self.driver.cleanup()?;
+        if !self.driver.is_ready_to_mount()? {
+            guard.record_write()?;
+        }
+        Ok(())
     }
 
     /// Drops the record of a layer's mounts and unmounts it.
@@ -166,7 +213,8 @@ impl Store {
     /// # Errors
     /// [`Error::LayerMounted`] when a layer is mounted and `force` is not set; the driver's.
     pub fn shutdown(&self, force: bool) -> Result<()> {
-        let (_guard, _) = self.layers.records.read_locked()?;
+        // As peers: nobody mounts meanwhile.
+        let _guard = self.layers.records.write()?;
         let mounted: Vec<(String, String)> = {
             let rows = self.mounts.read()?;
             rows.iter().filter(|row| row.count > 0).map(|row| (row.id.clone(), row.path.clone())).collect()
@@ -177,7 +225,7 @@ impl Store {
             }
             self.unmount_id(&id, true)?;
         }
-        Ok(self.driver.cleanup()?)
+        self.release_home()
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Store {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) layers: Part<Layer>,
     pub(crate) mounts: Group<MountPoint>,
+    /// storage.lock: what the driver's home has mounted on it changes under it.
+    pub(crate) graph_lock: LockFile,
     /// New images go here.
     pub(crate) images: Part<Image>,
     /// The graph root's images, where new ones go to a separate image store.
@@ -120,10 +122,10 @@ impl Store {
         }
         let root = Dir::make(&options.root)?;
         let run_root = Dir::make(&options.run_root)?;
+        let graph_lock = LockFile::new(options.root.join("storage.lock"));
         let mut is_new = false;
         let selection = {
-            let lock = LockFile::new(options.root.join("storage.lock"));
-            let guard = lock_for_opening(&lock, &root, &options)?;
+            let guard = lock_for_opening(&graph_lock, &root, &options)?;
             let selection = registry.select(&select_request(&options))?;
             if let Some(guard) = guard
                 && guard.token()?.as_bytes().is_empty()
@@ -161,6 +163,7 @@ impl Store {
             driver,
             layers,
             mounts,
+            graph_lock,
             images,
             root_images,
             containers,
@@ -225,6 +228,11 @@ impl Store {
         Ok(status)
     }
 
+    /// Takes storage.lock, waiting for as long as it takes.
+    pub(crate) fn lock_graph(&self) -> Result<LockGuard> {
+        wait_for(&self.graph_lock, &self.options)
+    }
+
     /// The driver options that are for the driver in use. A configuration may have some for others.
     fn own_driver_options(&self) -> Vec<&str> {
         let name = self.driver.name();
@@ -262,6 +270,10 @@ fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Resu
     if root.read("storage.lock")?.is_some_and(|token| !token.is_empty()) {
         return Ok(None);
     }
+    wait_for(lock, options).map(Some)
+}
+
+fn wait_for(lock: &LockFile, options: &StoreOptions) -> Result<LockGuard> {
     let tell;
     let wait = match &options.on_lock_wait {
         Some(on_wait) => {
@@ -270,7 +282,7 @@ fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Resu
         }
         None => Wait::Block,
     };
-    Ok(Some(lock.lock(LockKind::Exclusive, wait)?))
+    Ok(lock.lock(LockKind::Exclusive, wait)?)
 }
 
 /// Whether the driver's option `sync=none` is set: then the store does no more than its peers, either.

@@ -25,7 +25,7 @@ use super::options::Options;
 use super::parents::{MAX_LOWERS, parents};
 use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
-use super::{DRIVER, Homes, leftovers, status, volatile};
+use super::{DRIVER, Homes, home_mount, leftovers, status, volatile};
 use crate::support::context::ArchiveContext;
 use crate::support::usage::disk_usage;
 
@@ -308,8 +308,15 @@ impl Driver for Overlay {
     }
 
     fn cleanup(&self) -> Result<()> {
-        // The home is never bind-mounted, so there is nothing to undo.
-        Ok(())
+        if self.options.skip_mount_home { Ok(()) } else { home_mount::unmake(&self.homes.own.path) }
+    }
+
+    fn is_ready_to_mount(&self) -> Result<bool> {
+        if self.options.skip_mount_home { Ok(true) } else { home_mount::is_there(&self.homes.own.path) }
+    }
+
+    fn prepare_to_mount(&self) -> Result<()> {
+        if self.options.skip_mount_home { Ok(()) } else { home_mount::make(&self.homes.own.path) }
     }
 
     fn additional_image_stores(&self) -> Vec<PathBuf> {

@@ -18,13 +18,14 @@ impl Overlay {
     /// Mounts the layer, or takes one more reference.
     pub(super) fn get_layer(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> {
         let path = merged_path(&self.homes.require(id)?, &self.run_path);
-        self.mounts.get(&path, || self.with_homes(|homes| self.mount_in(homes, id, &path, options)))?;
+        // Opened now, because what is mounted on the bare home while something covers it cannot be reached.
+        self.mounts.get(&path, || self.mount_in(&self.homes.reopened()?, id, &path, options))?;
         let id = id.clone();
         Ok(Mounted::new(path, move || self.put_layer(&id)))
     }
 
-    /// Makes a mount with the homes as they were opened and, where that mount of a home is gone by now, with the homes as they
-    /// are now.
+    /// Makes a mount that is attached nowhere with the homes as they were opened and, where the mount that they were opened on
+    /// is gone by now, with the homes as they are now.
     fn with_homes<T>(&self, mount: impl Fn(&Homes) -> Result<T>) -> Result<T> {
         match mount(&self.homes) {
             Err(Error::Io { source, .. }) if Errno::from_io_error(&source) == Some(Errno::INVAL) => {

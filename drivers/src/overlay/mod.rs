@@ -5,7 +5,7 @@
 //!
 //! - Layers are made in `tempdirs/` and renamed into place, whole; a killed process leaves nothing half made.
 //! - Mounts are made by file descriptors: no path is too long and no chain of up to 500 layers too deep, and neither `l/`
-//!   nor the home's own mount is needed. Cleanup therefore has nothing to unmount.
+//!   is needed. The home is mounted on itself while layers are, as peers do it (see `home_mount`).
 //! - A lost `link`, `lower`, `lower-layers` or `l/` is made again from what is left.
 //! - A `volatile` mount that a reboot interrupted is reported, not silently reused.
 
@@ -13,6 +13,7 @@ mod create;
 mod diff;
 mod driver;
 mod get;
+mod home_mount;
 mod idmap;
 mod layout;
 mod leftovers;

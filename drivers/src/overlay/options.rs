@@ -34,7 +34,7 @@ pub struct Options {
     pub use_composefs: bool,
     /// `mount_program`: a program that mounts instead of the kernel's overlay.
     pub mount_program: Option<PathBuf>,
-    /// `skip_mount_home`: taken for compatibility; this driver never bind-mounts its home.
+    /// `skip_mount_home`: the home is not mounted on itself while layers are mounted.
     pub skip_mount_home: bool,
     /// `ignore_chown_errors`: a refused chown while extracting is no error.
     pub ignore_chown_errors: bool,
