@@ -22,8 +22,41 @@ use graph_sys::io::Errno;
 use graph_sys::reflink::{CopyMethod, copy_content};
 use graph_sys::xattr::{self, SetMode};
 
+use crate::attribute_ids;
 use crate::error::{Error, Result, show};
+use crate::idmap::{IdMappings, IdPair};
 use crate::walk::Descent;
+
+/// Who owns the copies.
+#[derive(Clone, Debug, Default)]
+pub struct Owners {
+    /// Whose ids the source's files have: from container ids to those on its disk.
+    pub source: IdMappings,
+    /// Whose ids the copies get: from container ids to those on their disk.
+    pub destination: IdMappings,
+    /// All copies belong to this one, by container ids.
+    pub all: Option<IdPair>,
+}
+
+impl Owners {
+    fn is_kept(&self) -> bool {
+        self.source.is_identity() && self.destination.is_identity() && self.all.is_none()
+    }
+
+    /// The owner on disk of a copy of a file that belongs to `pair`.
+    fn shift(&self, pair: IdPair, path: &[u8]) -> Result<IdPair> {
+        let inside = match self.all {
+            Some(all) => all,
+            None => self.source.to_container(pair, path)?,
+        };
+        self.destination.to_host(inside, path)
+    }
+
+    /// The same for an id in an access list or a capability: those are of others than the owner.
+    fn shift_other(&self, pair: IdPair, path: &[u8]) -> Result<IdPair> {
+        self.destination.to_host(self.source.to_container(pair, path)?, path)
+    }
+}
 
 /// How a tree is copied.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +66,11 @@ pub struct CopyOptions {
     /// This process runs in a user namespace: devices that cannot be made, and attributes that may not be set, are
     /// notices.
     pub in_user_namespace: bool,
+    /// Who owns the copies; by default, who owns the source.
+    pub owners: Owners,
+    /// The destination may hold something already, and keeps its own owner, mode and times: directories of the same name
+    /// are merged, other things of the same name are replaced, but never a directory by something else.
+    pub merge: bool,
 }
 
 /// What a copy found.
@@ -58,22 +96,37 @@ pub struct CopyReport {
 /// I/O errors with the path below the root; what has been copied by then stays.
 pub fn copy_tree(source: BorrowedFd<'_>, destination: BorrowedFd<'_>, options: &CopyOptions) -> Result<CopyReport> {
     let root = fs::fstat(source).map_err(|error| Error::io("stat", b".".as_slice(), error))?;
-    let mut copy = Copy {
-        options,
-        root: destination,
-        from: Descent::new(source)?,
-        to: Descent::new(destination)?,
-        linked: HashMap::new(),
-        kinds: BTreeSet::new(),
-        report: CopyReport::default(),
-    };
+    let mut copy = Copy::new(source, destination, options)?;
     copy.run(root)?;
+    Ok(copy.report)
+}
+
+/// Copies one thing that is no directory, `name` in the directory `source`, to `new_name` in `destination`. Symbolic links are copied,
+/// not followed. With [`CopyOptions::merge`] something of that name is replaced.
+///
+/// # Errors
+/// As [`copy_tree`]; `EISDIR` for a directory, on either side.
+pub fn copy_file(
+    source: BorrowedFd<'_>,
+    name: &[u8],
+    destination: BorrowedFd<'_>,
+    new_name: &[u8],
+    options: &CopyOptions,
+) -> Result<CopyReport> {
+    let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| Error::io("stat", name, error))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Err(Error::io("copy", name, Errno::ISDIR));
+    }
+    let mut copy = Copy::new(source, destination, options)?;
+    copy.other(name, new_name, &stat)?;
     Ok(copy.report)
 }
 
 struct Copy<'c> {
     options: &'c CopyOptions,
     root: BorrowedFd<'c>,
+    /// Device and inode of the destination.
+    itself: (u64, u64),
     from: Descent,
     to: Descent,
     /// Where the first name of an inode with several is, by device and inode of the source.
@@ -83,7 +136,21 @@ struct Copy<'c> {
     report: CopyReport,
 }
 
-impl Copy<'_> {
+impl<'c> Copy<'c> {
+    fn new(source: BorrowedFd<'_>, destination: BorrowedFd<'c>, options: &'c CopyOptions) -> Result<Self> {
+        let own = fs::fstat(destination).map_err(|error| Error::io("stat", b".".as_slice(), error))?;
+        Ok(Self {
+            options,
+            root: destination,
+            itself: (own.st_dev, own.st_ino),
+            from: Descent::new(source)?,
+            to: Descent::new(destination)?,
+            linked: HashMap::new(),
+            kinds: BTreeSet::new(),
+            report: CopyReport::default(),
+        })
+    }
+
     fn run(&mut self, root: Stat) -> Result<()> {
         let mut buffer = DirBuffer::new();
         let first = self.from.list(&mut buffer)?.into_iter();
@@ -92,7 +159,9 @@ impl Copy<'_> {
         while let Some((waiting, directory)) = levels.last_mut() {
             let Some(entry) = waiting.next() else {
                 let directory = *directory;
-                self.finish_directory(&directory)?;
+                if levels.len() > 1 || !self.options.merge {
+                    self.finish_directory(&directory)?;
+                }
                 levels.pop();
                 self.from.leave()?;
                 self.to.leave()?;
@@ -111,40 +180,79 @@ impl Copy<'_> {
     fn entry(&mut self, entry: &OwnedEntry) -> Result<Option<Stat>> {
         let name = entry.name.as_slice();
         if entry.file_type == FileType::RegularFile {
-            self.file(name)?;
+            self.file(name, name)?;
             return Ok(None);
         }
         let stat = statat(self.from.directory()?, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| self.failed("stat", name, error))?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::Directory {
-            fs::mkdirat(self.to.directory()?, name, Mode::RWXU)
-                .map_err(|error| self.failed("make directory", name, error))?;
-            self.report.inodes = self.report.inodes.saturating_add(1);
-            return Ok(Some(stat));
-        }
-        if self.link(name, &stat)? {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            self.other(name, name, &stat)?;
             return Ok(None);
+        }
+        if (stat.st_dev, stat.st_ino) == self.itself {
+            // It would never come to an end.
+            return Err(self.failed("copy into itself", name, Errno::INVAL));
+        }
+        match fs::mkdirat(self.to.directory()?, name, Mode::RWXU) {
+            Ok(()) => self.report.inodes = self.report.inodes.saturating_add(1),
+            Err(Errno::EXIST) if self.options.merge => self.make_way_for_directory(name)?,
+            Err(error) => return Err(self.failed("make directory", name, error)),
+        }
+        Ok(Some(stat))
+    }
+
+    /// Where something other than a directory has the name of one that is to be merged, replaces it.
+    fn make_way_for_directory(&mut self, name: &[u8]) -> Result<()> {
+        let to = self.to.directory()?;
+        let failed = |error| Error::io("make directory", self.to.join(name), error);
+        let there = statat(to, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        if FileType::from_raw_mode(there.st_mode) != FileType::Directory {
+            fs::unlinkat(to, name, AtFlags::empty())
+                .and_then(|()| fs::mkdirat(to, name, Mode::RWXU))
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what has the name, if that is allowed and it is no directory.
+    fn make_way(&self, name: &[u8]) -> Result<()> {
+        if !self.options.merge {
+            return Ok(());
+        }
+        match fs::unlinkat(self.to.directory()?, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(Error::io("replace", self.to.join(name), error)),
+        }
+    }
+
+    /// Copies something that is no directory.
+    fn other(&mut self, name: &[u8], new: &[u8], stat: &Stat) -> Result<()> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::RegularFile {
+            return self.file(name, new);
+        }
+        self.make_way(new)?;
+        if self.link(new, stat)? {
+            return Ok(());
         }
         let to = self.to.directory()?;
         match kind {
             FileType::Symlink => {
                 let target = readlinkat(self.from.directory()?, name, Vec::new())
                     .map_err(|error| self.failed("read link", name, error))?;
-                symlinkat(target.as_c_str(), to, name).map_err(|error| self.failed("make link", name, error))?;
+                symlinkat(target.as_c_str(), to, new).map_err(|error| self.failed("make link", name, error))?;
             }
-            _ => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
+            _ => match mknodat(to, new, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
                 Ok(()) => {}
                 Err(Errno::PERM) if self.options.in_user_namespace && kind != FileType::Fifo => {
                     self.notice("devices", format!("{} was left out: no devices in a user namespace", show(name)));
-                    return Ok(None);
+                    return Ok(());
                 }
                 Err(error) => return Err(self.failed("make node", name, error)),
             },
         }
         self.report.inodes = self.report.inodes.saturating_add(1);
-        self.attributes_at(name, &stat)?;
-        Ok(None)
+        self.attributes_at(name, new, stat)
     }
 
     /// Makes a further name of an inode that has been copied. False for one that has not.
@@ -171,16 +279,17 @@ impl Copy<'_> {
         Ok(false)
     }
 
-    fn file(&mut self, name: &[u8]) -> Result<()> {
+    fn file(&mut self, name: &[u8], new: &[u8]) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let source = openat(self.from.directory()?, name, flags, Mode::empty())
             .map_err(|error| self.failed("open", name, error))?;
         let stat = fs::fstat(&source).map_err(|error| self.failed("stat", name, error))?;
-        if self.link(name, &stat)? {
+        self.make_way(new)?;
+        if self.link(new, &stat)? {
             return Ok(());
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let destination = openat(self.to.directory()?, name, flags, Mode::RUSR | Mode::WUSR)
+        let destination = openat(self.to.directory()?, new, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|error| self.failed("make file", name, error))?;
         if stat.st_size > 0 {
             let copied = copy_content(&destination, &source).map_err(|error| self.failed("copy", name, error))?;
@@ -200,7 +309,7 @@ impl Copy<'_> {
 
     /// Owner, attributes, mode and times of an open file or directory.
     fn attributes(&mut self, source: &OwnedFd, destination: &OwnedFd, stat: &Stat, name: &[u8]) -> Result<()> {
-        let (uid, gid) = owner(stat);
+        let (uid, gid) = self.owner(stat, name)?;
         let owned = fs::fchown(destination, uid, gid);
         self.owned(owned, name)?;
         // After the owner, whose change takes capabilities away.
@@ -210,6 +319,7 @@ impl Copy<'_> {
             }
             let value = xattr::get(source, key).map_err(|error| self.failed("read an attribute of", name, error))?;
             if let Some(value) = value {
+                let value = self.shifted(key, value, name)?;
                 let set = xattr::set(destination, key, &value, SetMode::CreateOrReplace);
                 self.attribute_set(set, key, name)?;
             }
@@ -221,9 +331,9 @@ impl Copy<'_> {
     }
 
     /// The same of something that cannot be opened.
-    fn attributes_at(&mut self, name: &[u8], stat: &Stat) -> Result<()> {
-        let (uid, gid) = owner(stat);
-        let owned = chownat(self.to.directory()?, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+    fn attributes_at(&mut self, name: &[u8], new: &[u8], stat: &Stat) -> Result<()> {
+        let (uid, gid) = self.owner(stat, name)?;
+        let owned = chownat(self.to.directory()?, new, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
         self.owned(owned, name)?;
         let names = xattr::list_at(self.from.directory()?, name)
             .map_err(|error| self.failed("list the attributes of", name, error))?;
@@ -234,17 +344,35 @@ impl Copy<'_> {
             let value = xattr::get_at(self.from.directory()?, name, key)
                 .map_err(|error| self.failed("read an attribute of", name, error))?;
             if let Some(value) = value {
-                let set = xattr::set_at(self.to.directory()?, name, key, &value, SetMode::CreateOrReplace);
+                let value = self.shifted(key, value, name)?;
+                let set = xattr::set_at(self.to.directory()?, new, key, &value, SetMode::CreateOrReplace);
                 self.attribute_set(set, key, name)?;
             }
         }
         let to = self.to.directory()?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            chmodat(to, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())
+            chmodat(to, new, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())
                 .map_err(|error| self.failed("set the mode of", name, error))?;
         }
-        utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+        utimensat(to, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| self.failed("set the times of", name, error))
+    }
+
+    /// The owner of the copy of something.
+    fn owner(&self, stat: &Stat, name: &[u8]) -> Result<(Option<Uid>, Option<Gid>)> {
+        let mut pair = IdPair { uid: stat.st_uid, gid: stat.st_gid };
+        if !self.options.owners.is_kept() {
+            pair = self.options.owners.shift(pair, &self.from.join(name))?;
+        }
+        Ok((Some(Uid::from_raw(pair.uid)), Some(Gid::from_raw(pair.gid))))
+    }
+
+    /// An attribute's value with the ids in it shifted.
+    fn shifted(&self, key: &[u8], value: Vec<u8>, name: &[u8]) -> Result<Vec<u8>> {
+        if self.options.owners.is_kept() {
+            return Ok(value);
+        }
+        attribute_ids::shift(key, &value, &|pair| self.options.owners.shift_other(pair, &self.from.join(name)))
     }
 
     fn owned(&mut self, result: Result<(), Errno>, name: &[u8]) -> Result<()> {
@@ -306,10 +434,6 @@ fn is_kept(key: &[u8]) -> bool {
         b"system.posix_acl_access" | b"system.posix_acl_default" => true,
         _ => [b"user.".as_slice(), b"trusted.", b"security."].iter().any(|prefix| key.starts_with(prefix)),
     }
-}
-
-fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
 }
 
 fn times(stat: &Stat) -> Timestamps {

@@ -4,6 +4,7 @@
 //! the raw bytes that make a stream reproducible, translates whiteouts, shifts ids and finds what changed in a tree.
 
 pub mod apply;
+mod attribute_ids;
 pub mod changes;
 pub mod compress;
 pub mod copy;

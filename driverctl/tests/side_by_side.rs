@@ -76,6 +76,16 @@ const TABLE: &[(&str, Agree)] = &[
     ("diff -x l1", Whole),
     ("diff nosuch", Whole),
     ("diff l1 nosuch", Ours("layer not known")),
+    // Copies. (1.43 has no --chown.)
+    ("copy @/one.tar empty:/copied", Whole),
+    ("copy @/one empty:/tree", Whole),
+    ("copy empty:/tree/d js:/tree", Whole),
+    ("copy empty:/tree @/copied-out", Whole),
+    ("copy @/one nosuch:/x", Whole),
+    ("copy nosuch:/x @/y", Whole),
+    ("copy @/nosuch empty:/x", Ours("error copying")),
+    ("changes empty", Lines),
+    ("changes js", Lines),
     // Mounts. (Names of layers only we mount.)
     ("mount l1", Whole),
     ("mount l1 nosuch", Whole),

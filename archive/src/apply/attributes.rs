@@ -7,6 +7,7 @@ use graph_sys::io::Errno;
 
 use super::dirs::Times;
 use super::engine::Engine;
+use crate::attribute_ids;
 use crate::entry::{EntryKind, Metadata, Timestamp};
 use crate::error::{Error, IdSide, Result};
 use crate::idmap::IdPair;
@@ -204,52 +205,12 @@ impl Engine<'_> {
             }
             None => {}
         }
-        let value = match attribute.as_slice() {
-            b"security.capability" => self.shift_capability(value, name)?,
-            b"system.posix_acl_access" | b"system.posix_acl_default" => self.shift_acl(value, name)?,
-            _ => value.to_vec(),
+        let value = if self.options.mappings.is_identity() {
+            value.to_vec()
+        } else {
+            attribute_ids::shift(&attribute, value, &|pair| self.to_host(pair, name))?
         };
         Ok(Some((attribute, value)))
-    }
-
-    /// A version 3 capability names the root of the user namespace it is valid in (include/uapi/linux/capability.h): six
-    /// 32-bit words, little-endian, the first with the version in its top byte, the last the root's id.
-    fn shift_capability(&self, value: &[u8], name: &[u8]) -> Result<Vec<u8>> {
-        let mut value = value.to_vec();
-        if !self.options.mappings.is_identity()
-            && value.len() == 24
-            && value.get(3) == Some(&3)
-            && let Some(field) = value.get_mut(20..24)
-            && let Ok(bytes) = <[u8; 4]>::try_from(&*field)
-        {
-            let owner = self.to_host(IdPair { uid: u32::from_le_bytes(bytes), gid: 0 }, name)?;
-            field.copy_from_slice(&owner.uid.to_le_bytes());
-        }
-        Ok(value)
-    }
-
-    /// Access lists name users and groups (include/uapi/linux/posix_acl_xattr.h): a 32-bit version, then entries of a
-    /// 16-bit tag, 16-bit permissions and a 32-bit id, all little-endian.
-    fn shift_acl(&self, value: &[u8], name: &[u8]) -> Result<Vec<u8>> {
-        const USER: [u8; 2] = [2, 0];
-        const GROUP: [u8; 2] = [8, 0];
-        let mut value = value.to_vec();
-        if self.options.mappings.is_identity() {
-            return Ok(value);
-        }
-        for entry in value.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
-            let Some((tag, rest)) = entry.split_at_mut_checked(2) else { continue };
-            let Some(field) = rest.get_mut(2..6) else { continue };
-            let Ok(bytes) = <[u8; 4]>::try_from(&*field) else { continue };
-            let id = u32::from_le_bytes(bytes);
-            let shifted = match tag {
-                tag if *tag == USER => self.to_host(IdPair { uid: id, gid: 0 }, name)?.uid,
-                tag if *tag == GROUP => self.to_host(IdPair { uid: 0, gid: id }, name)?.gid,
-                _ => id,
-            };
-            field.copy_from_slice(&shifted.to_le_bytes());
-        }
-        Ok(value)
     }
 
     /// Sets the owner. `name` is for messages.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::Json;
-use crate::cmd::{Outcome, diffs};
+use crate::cmd::{Outcome, copy, diffs};
 use crate::settings::Opened;
 
 /// A layer, and what to compare it with.
@@ -41,6 +41,16 @@ pub(crate) enum DiffVerb {
         layer: String,
         /// The directory
         directory: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Copy files and directories between layers, containers and the host
+    Copy {
+        /// Owner of everything that is copied, by container ids
+        #[arg(long, short = 'o', value_name = "UID[:GID]")]
+        chown: Option<String>,
+        #[arg(required = true, num_args = 2.., value_name = "PLACE", help = "[LAYER:]/PATH; the last one is the target")]
+        places: Vec<String>,
         #[command(flatten)]
         json: Json,
     },
@@ -82,6 +92,7 @@ impl DiffVerb {
             Self::ApplyDirectory { layer, directory, json } => {
                 diffs::apply_directory(store, layer, directory, json.json)
             }
+            Self::Copy { chown, places, json } => copy::copy(store, places, chown.as_deref(), json.json),
             Self::Diff { compared, file, uncompressed, gzip, zstd, bzip2, xz } => {
                 let options = diffs::compression(*uncompressed, *gzip, *zstd, *bzip2, *xz)?;
                 diffs::diff(store, compared, file.as_deref(), &options)

@@ -192,7 +192,8 @@ fn unquoted(value: &[u8]) -> &[u8] {
 fn counts(verb: &Command) -> (usize, Option<usize>) {
     let (mut least, mut most) = (0, Some(0));
     for arg in verb.get_positionals() {
-        least += usize::from(arg.is_required_set());
+        let fewest = arg.get_num_args().map_or(1, |range| range.min_values().max(1));
+        least += if arg.is_required_set() { fewest } else { 0 };
         let many = matches!(arg.get_action(), ArgAction::Append)
             || arg.get_num_args().is_some_and(|range| range.max_values() > 1);
         most = if many { None } else { most.map(|most: usize| most + 1) };

@@ -1,6 +1,7 @@
 //! One module for each kind of verb.
 
 pub(crate) mod containers;
+pub(crate) mod copy;
 pub(crate) mod data;
 pub(crate) mod diffs;
 pub(crate) mod driver_layers;

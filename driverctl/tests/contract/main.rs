@@ -22,6 +22,7 @@
 mod support;
 
 mod basics;
+mod copies;
 mod diffs;
 mod ground;
 mod mounts;
@@ -75,7 +76,7 @@ impl Row {
 }
 
 fn rows() -> Vec<Row> {
-    [basics::ROWS, diffs::ROWS, mounts::ROWS].concat()
+    [basics::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS].concat()
 }
 
 /// A row in one surrounding.

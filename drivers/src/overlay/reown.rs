@@ -59,6 +59,7 @@ impl Overlay {
         let options = CopyOptions {
             ignore_chown_errors: self.options.ignore_chown_errors,
             in_user_namespace: self.namespace == XattrNamespace::User,
+            ..CopyOptions::default()
         };
         let mut bytes = 0_u64;
         for (number, source) in sources.iter().enumerate() {
