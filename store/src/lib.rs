@@ -66,6 +66,7 @@
 //! last-writer token of their lock file has changed, and only then.
 
 mod bigdata;
+mod check;
 mod containers;
 mod delete;
 mod diff;
@@ -90,6 +91,9 @@ mod store;
 mod table;
 mod usage;
 
+pub use check::{
+    CheckOptions, CheckReport, Defect, ObjectKind, OnCheckProgress, Problem, Problems, RepairOptions, Unrepaired,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use import::Imported;
 pub use names::Found;

@@ -14,7 +14,8 @@ use crate::error::{Defect, Error, Result};
 /// the tar decoder gives on as it is.
 pub struct Assembled<'g, R> {
     records: RecordReader<R>,
-    getter: &'g dyn FileGetter,
+    /// `None`: contents are zeros.
+    getter: Option<&'g dyn FileGetter>,
     /// Bytes of the archive so far.
     offset: u64,
     segment: Vec<u8>,
@@ -25,7 +26,7 @@ pub struct Assembled<'g, R> {
 
 struct Content {
     name: Vec<u8>,
-    file: File,
+    file: Option<File>,
     left: u64,
     sum: Crc64,
     crc: u64,
@@ -40,8 +41,13 @@ impl<R> std::fmt::Debug for Assembled<'_, R> {
 impl<'g, R: Read> Assembled<'g, R> {
     /// Reads the records in `tar_split` (uncompressed) and the contents that `getter` has.
     pub fn new(tar_split: R, getter: &'g dyn FileGetter) -> Self {
+        Self { getter: Some(getter), ..Self::headers(tar_split) }
+    }
+
+    /// The archive with all contents zeros: for its headers.
+    pub fn headers(tar_split: R) -> Self {
         let records = RecordReader::new(tar_split);
-        Self { records, getter, offset: 0, segment: Vec::new(), done: 0, content: None }
+        Self { records, getter: None, offset: 0, segment: Vec::new(), done: 0, content: None }
     }
 
     /// Takes the next record; false at the end.
@@ -55,7 +61,7 @@ impl<'g, R: Read> Assembled<'g, R> {
             }
             Some(Record::File { size: 0, .. }) => {}
             Some(Record::File { name, size, crc }) => {
-                let file = self.getter.get(name)?;
+                let file = self.getter.map(|getter| getter.get(name)).transpose()?;
                 let name = name.to_vec();
                 self.content = Some(Content { name, file, left: size, sum: Crc64::default(), crc });
             }
@@ -71,8 +77,19 @@ impl<'g, R: Read> Assembled<'g, R> {
         let Some(content) = &mut self.content else { return Ok(0) };
         let room = usize::try_from(content.left).unwrap_or(usize::MAX).min(out.len());
         let room = out.get_mut(..room).unwrap_or_default();
+        let Some(file) = &mut content.file else {
+            room.fill(0);
+            let count = room.len();
+            let bytes = u64::try_from(count).unwrap_or(u64::MAX);
+            content.left = content.left.saturating_sub(bytes);
+            self.offset = self.offset.saturating_add(bytes);
+            if content.left == 0 {
+                self.content = None;
+            }
+            return Ok(count);
+        };
         let count = loop {
-            match content.file.read(room) {
+            match file.read(room) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read", content.name.as_slice(), error)),
@@ -86,7 +103,7 @@ impl<'g, R: Read> Assembled<'g, R> {
             return Err(Self::mismatch(&content.name, self.offset));
         }
         if content.left == 0 {
-            let more = content.file.read(&mut [0]).unwrap_or(1);
+            let more = file.read(&mut [0]).unwrap_or(1);
             if more > 0 || content.sum.value() != content.crc {
                 return Err(Self::mismatch(&content.name, self.offset));
             }

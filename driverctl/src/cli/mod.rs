@@ -5,6 +5,7 @@
 //! hands them to the group's functions in `crate::cmd`. A flag that switches something on is a plain `bool`; [`syntax`] sees to
 //! `--flag=false` and all that.
 
+pub(crate) mod check;
 pub(crate) mod containers;
 pub(crate) mod data;
 pub(crate) mod diffs;
@@ -61,6 +62,8 @@ pub(crate) enum Verb {
     #[command(flatten)]
     Space(space::SpaceVerb),
     #[command(flatten)]
+    Check(check::CheckVerb),
+    #[command(flatten)]
     Ours(ours::OurVerb),
 }
 
@@ -77,6 +80,7 @@ impl Verb {
             Self::Transfer(verb) => verb.run(opened),
             Self::Stores(verb) => verb.run(opened),
             Self::Space(verb) => verb.run(opened),
+            Self::Check(verb) => verb.run(opened),
             Self::Ours(verb) => verb.run(opened),
         }
     }

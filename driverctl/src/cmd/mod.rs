@@ -1,5 +1,6 @@
 //! One module for each kind of verb.
 
+pub(crate) mod check;
 pub(crate) mod containers;
 pub(crate) mod copy;
 pub(crate) mod data;

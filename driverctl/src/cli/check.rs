@@ -1,0 +1,45 @@
+//! Finding and mending damage, and making room.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::Json;
+use crate::cmd::{Outcome, check};
+use crate::settings::Opened;
+
+/// What `check` takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckWords {
+    /// Only this layer, image or container, with what it is made of
+    #[arg(value_name = "ID")]
+    pub(crate) only: Option<String>,
+    /// Report layers that nothing uses when they are older than this: 90s, 1h30m, 0 for all
+    #[arg(long, short = 'm', value_name = "DURATION", default_value = "24h")]
+    pub(crate) max: String,
+    /// Remove what is damaged: images with their layers, layers
+    #[arg(long, short = 'r')]
+    pub(crate) repair: bool,
+    /// Remove damaged containers as well; implies --repair
+    #[arg(long, short = 'f')]
+    pub(crate) force: bool,
+    /// Don't compare the trees of layers with their archives
+    #[arg(long, short = 'q')]
+    pub(crate) quick: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Verbs that look for damage.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckVerb {
+    /// Look for damage in layers, images and containers
+    Check(CheckWords),
+}
+
+impl CheckVerb {
+    pub(crate) fn run(&self, opened: &Opened) -> Result<Outcome> {
+        match self {
+            Self::Check(words) => check::check(&opened.store, words),
+        }
+    }
+}
