@@ -7,6 +7,8 @@
 //! An image or a container goes with its layers: their mark is what decides. Before it, everything is as it was; after it,
 //! the next open finishes what a killed process, or one that met an error, has left.
 
+use std::sync::Arc;
+
 use graph_core::driver::DeferredRemoval;
 use graph_core::tempdir::{TempDir, TempDirRoot};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
@@ -57,20 +59,32 @@ impl Store {
     /// [`Error::LayerNotKnown`], [`Error::LayerHasChildren`], [`Error::LayerUsedByImage`],
     /// [`Error::LayerUsedByContainer`], [`Error::ReadOnlyStore`].
     pub fn delete_layer(&self, layer: &str) -> Result<()> {
-        let mut layers = self.layers.records.write()?;
+        let layers = self.layers.records.write()?;
         let id = self.own_layer(&layers, layer)?;
-        if let Some(child) = layers.table().iter().find(|other| other.parent == id) {
-            return Err(Error::LayerHasChildren { id, child: child.id.clone() });
-        }
-        for (_, images) in self.image_tables()? {
-            if let Some(image) = images.iter().find(|image| image.layer == id) {
-                return Err(Error::LayerUsedByImage { id, image: image.id.clone() });
+        self.delete_unused(layers, vec![id])
+    }
+
+    /// Deletes several layers that nothing but they themselves uses.
+    pub(crate) fn delete_layers_together(&self, ids: &[String]) -> Result<()> {
+        self.delete_unused(self.layers.records.write()?, ids.to_vec())
+    }
+
+    fn delete_unused(&self, mut layers: Writing<'_, Layer>, ids: Vec<String>) -> Result<()> {
+        for id in &ids {
+            let is_child = |other: &&Arc<Layer>| other.parent == *id && !ids.contains(&other.id);
+            if let Some(child) = layers.table().iter().find(is_child) {
+                return Err(Error::LayerHasChildren { id: id.clone(), child: child.id.clone() });
+            }
+            for (_, images) in self.image_tables()? {
+                if let Some(image) = images.iter().find(|image| image.layer == *id) {
+                    return Err(Error::LayerUsedByImage { id: id.clone(), image: image.id.clone() });
+                }
+            }
+            if let Some(container) = self.containers.records.read()?.iter().find(|container| container.layer == *id) {
+                return Err(Error::LayerUsedByContainer { id: id.clone(), container: container.id.clone() });
             }
         }
-        if let Some(container) = self.containers.records.read()?.iter().find(|container| container.layer == id) {
-            return Err(Error::LayerUsedByContainer { id, container: container.id.clone() });
-        }
-        let marked = self.mark_layers(&mut layers, vec![id])?;
+        let marked = self.mark_layers(&mut layers, ids)?;
         self.forget_mapped(&marked.ids)?;
         let doomed = self.remove_marked(&mut layers, &marked)?;
         drop(layers);

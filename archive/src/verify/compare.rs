@@ -12,7 +12,7 @@ use graph_sys::xattr;
 
 use super::expected::{ExpectedTree, Node, What};
 use crate::entry::{Entry, EntryKind};
-use crate::error::{Error, Result, show};
+use crate::error::{Error, Result};
 use crate::idmap::{IdMappings, IdPair};
 use crate::walk::{Descent, join};
 
@@ -44,7 +44,7 @@ pub enum DifferenceKind {
 }
 
 /// One difference between an expected tree and a tree on disk. Displayed in containers/storage's form: `+/path`,
-/// `-/path`, `/path(size:1￫2)`.
+/// `-/path`, `/path(size:1￫2)`; a name is shown as it is, which a terminal should not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Absolute path in the layer.
@@ -55,7 +55,7 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = show(&self.path);
+        let path = String::from_utf8_lossy(&self.path);
         match &self.kind {
             DifferenceKind::Extra => write!(f, "+{path}"),
             DifferenceKind::Missing => write!(f, "-{path}"),
@@ -231,7 +231,11 @@ impl Comparison<'_> {
             let target = fs::readlinkat(descent.directory()?, name, Vec::new())
                 .map_err(|error| Error::io("read link", descent.join(name), error))?;
             if target.as_bytes() != entry.link_target {
-                differences.push(format!("target:{}￫{}", show(&entry.link_target), show(target.as_bytes())));
+                differences.push(format!(
+                    "target:{}￫{}",
+                    String::from_utf8_lossy(&entry.link_target),
+                    String::from_utf8_lossy(target.as_bytes())
+                ));
             }
         }
         if matches!(status.file_type, FileType::RegularFile | FileType::Directory) {
@@ -260,8 +264,8 @@ impl Comparison<'_> {
                 Some(_) if attribute == b"security.capability" && loosely => {}
                 Some(found) if found == *value => {}
                 None if self.options.in_user_namespace => {}
-                Some(_) => differences.push(format!("xattr {}:changed", show(attribute))),
-                None => differences.push(format!("xattr {}:missing", show(attribute))),
+                Some(_) => differences.push(format!("xattr {}:changed", String::from_utf8_lossy(attribute))),
+                None => differences.push(format!("xattr {}:missing", String::from_utf8_lossy(attribute))),
             }
         }
         let names = match xattr::list_at(directory, name) {
@@ -271,7 +275,7 @@ impl Comparison<'_> {
         };
         for attribute in names.iter().filter(|attribute| carried(attribute) && !private(attribute)) {
             if entry.metadata.xattrs.iter().all(|(stated, _)| stated != attribute) {
-                differences.push(format!("xattr {}:extra", show(attribute)));
+                differences.push(format!("xattr {}:extra", String::from_utf8_lossy(attribute)));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use graph_core::driver::DiffRequest;
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
 use super::report::{Defect, ObjectKind, Problem};
-use super::text;
+use super::{text, text_of};
 use crate::bigdata;
 use crate::error::{Error, Result};
 use crate::layers::tar_split_name;
@@ -73,7 +73,9 @@ impl Store {
                     looked.problems.extend(defects.into_iter().map(|defect| problem(layer, defect)));
                     looked.members = members;
                 }
-                Err(error) => looked.problems.push(problem(layer, Defect::Unusable { reason: text(&error) })),
+                Err(error) => {
+                    looked.problems.push(problem(layer, Defect::Unusable { reason: text_of(&layer.id, &error) }));
+                }
             }
         }
         looked
@@ -210,7 +212,7 @@ impl Store {
         let root = match LayerId::new(layer.id.clone()).map_err(Error::from).and_then(|id| Ok(self.driver.peek(&id)?)) {
             Ok(root) => root,
             Err(Error::Driver(error)) if error.kind() == DriverErrorKind::Unsupported => return Vec::new(),
-            Err(error) => return unusable(text(&error)),
+            Err(error) => return unusable(text_of(&layer.id, &error)),
         };
         let Some(expected) = expected else { return Vec::new() };
         let options = CompareOptions { mappings: layer.mappings(), at_most: TOLD, ..options.clone() };

@@ -85,6 +85,15 @@ struct Scope {
     containers: BTreeSet<String>,
 }
 
+/// An error about a layer and its causes on one line; the layer is said in front of it anyway.
+fn text_of(layer: &str, error: &dyn std::error::Error) -> String {
+    let text = text(error);
+    match text.strip_prefix("layer ").and_then(|rest| rest.strip_prefix(layer)?.strip_prefix(": ")) {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    }
+}
+
 /// An error and its causes on one line.
 fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

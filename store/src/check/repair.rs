@@ -59,13 +59,18 @@ impl Store {
         let depth = |id: &String| report.depths.get(id).copied().unwrap_or(0);
         let mut layers: Vec<_> = report.layers.iter().collect();
         layers.sort_by_key(|(id, problems)| (is_unaccounted(problems), std::cmp::Reverse(depth(id))));
+        let mut cyclic: Vec<String> = Vec::new();
         for (id, problems) in layers {
+            if cyclic.contains(id) {
+                continue;
+            }
             if is_unaccounted(problems) {
                 done(format!("storage layer {id}"), self.remove_unaccounted(id));
             } else if LayerId::new(id.clone()).is_err() {
                 done(format!("layer {id:?}"), self.forget_impossible_layer(id));
             } else {
-                done(format!("layer {id}"), self.remove_damaged_layer(id));
+                let result = self.remove_damaged_layer(id);
+                done(format!("layer {id}"), result.map(|gone| cyclic.extend(gone)));
             }
             if let Err(error) = fault("repair.step") {
                 done("layers".to_owned(), Err(error));
@@ -91,8 +96,26 @@ impl Store {
         containers.save(&files)
     }
 
-    fn remove_damaged_layer(&self, id: &str) -> Result<()> {
-        self.delete_layer(id)
+    /// Removes a layer; with it those that are its ancestors and its descendants at once, which can only go together.
+    fn remove_damaged_layer(&self, id: &str) -> Result<Vec<String>> {
+        match self.delete_layer(id) {
+            Err(error @ Error::LayerHasChildren { .. }) => {
+                let own = self.layers.records.read()?;
+                let mut cycle: Vec<String> = Vec::new();
+                let mut next = id.to_owned();
+                while !cycle.contains(&next) {
+                    let Some(layer) = own.by_id(&next) else { return Err(error) };
+                    cycle.push(next.clone());
+                    next.clone_from(&layer.parent);
+                }
+                if next != id {
+                    return Err(error);
+                }
+                self.delete_layers_together(&cycle)?;
+                Ok(cycle)
+            }
+            other => other.map(|()| Vec::new()),
+        }
     }
 
     /// A layer of the driver that has no record; looked up again, since somebody may have made it meanwhile.
