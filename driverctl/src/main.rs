@@ -7,7 +7,9 @@ mod output;
 mod progress;
 mod settings;
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,10 +20,16 @@ use cli::syntax::{self, Words};
 
 use cmd::Outcome;
 
+/// Under this name the command is its verb `overlay-mount`.
+const MOUNT_PROGRAM: &str = "driverctl-overlay-mount";
+
 fn main() -> ExitCode {
     let mut line = std::env::args_os();
     let program = line.next().unwrap_or_default();
-    let (words, before) = match syntax::read(&Cli::command(), &line.collect::<Vec<_>>()) {
+    // Engines have no place for a verb where they name their mount program.
+    let verb = (Path::new(&program).file_name() == Some(OsStr::new(MOUNT_PROGRAM))).then(|| "overlay-mount".into());
+    let line: Vec<OsString> = verb.into_iter().chain(line).collect();
+    let (words, before) = match syntax::read(&Cli::command(), &line) {
         Words::Verb { words, before } => (words, before),
         wrong => return refuse(&program.to_string_lossy(), wrong),
     };

@@ -1,8 +1,12 @@
 //! What the peers have not.
 
+use std::ffi::OsString;
+use std::path::Path;
+
 use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
+use graph_drivers::overlay::ProgramMount;
 
 use super::Outcome;
 use crate::cli::Cli;
@@ -14,5 +18,11 @@ pub(crate) fn completions(shell: Shell) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
     crate::output::bytes(&script)?;
+    Ok(Outcome::Done)
+}
+
+/// Mounts what an engine asks of its mount program.
+pub(crate) fn overlay_mount(options: &[OsString], target: &Path) -> Result<Outcome> {
+    ProgramMount::parse(options.iter().map(OsString::as_os_str))?.mount(target)?;
     Ok(Outcome::Done)
 }

@@ -149,7 +149,7 @@ impl<'s> Engines<'s> {
     /// skopeo's name of an image in the store.
     pub fn reference(&self, image: &str) -> String {
         let path = |name: &str| self.store.path(name).display().to_string();
-        let options: String = self.options.iter().map(|option| format!(":{option}")).collect();
+        let options = if self.options.is_empty() { String::new() } else { format!(":{}", self.options.join(",")) };
         format!("containers-storage:[{}@{}+{}{options}]{image}", self.store.driver, path("root"), path("run"))
     }
 

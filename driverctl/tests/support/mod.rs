@@ -151,6 +151,11 @@ const USER_NAMESPACE: &str = "unshare --user sleep 1000 & pid=$!; trap 'kill $pi
 
 /// Moves the test into user and mount namespaces of its own, where it is root of 65,536 ids and nothing else.
 pub fn in_own_user_namespace(test: &str) -> bool {
+    in_own_user_namespace_with(test, |_| ())
+}
+
+/// The same, with more in the environment.
+pub fn in_own_user_namespace_with(test: &str, environment: impl FnOnce(&mut Command)) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -160,6 +165,7 @@ pub fn in_own_user_namespace(test: &str) -> bool {
     }
     let mut command = Command::new("sh");
     command.args(["-c", USER_NAMESPACE, "sh"]);
+    environment(&mut command);
     again(command, test);
     false
 }

@@ -21,6 +21,7 @@ mod mount;
 mod options;
 mod parents;
 mod probe;
+mod program;
 mod reown;
 mod staged;
 mod status;
@@ -41,6 +42,7 @@ use layout::{Home, LINK, Layer, LinkId, Role, Small};
 
 pub use driver::Overlay;
 pub use options::{Options, SyncMode};
+pub use program::ProgramMount;
 
 /// The driver's name, whatever its home is called.
 pub(crate) const DRIVER: &str = "overlay";
