@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -125,13 +125,12 @@ fn root_overlay_mount_takes_long_and_odd_paths_and_whiteouts_of_others() {
     fs::create_dir_all(&long).unwrap();
     fs::write(long.join("far"), "").unwrap();
     let escaped = long.display().to_string().replace(',', "\\,").replace(':', "\\:");
-    let many = vec!["l2"; 1];
     let mut lowers = vec!["l1".to_owned(), escaped];
     for number in 0..497 {
         fs::create_dir(store.path(&format!("e{number}"))).unwrap();
         lowers.push(format!("e{number}"));
     }
-    lowers.extend(many.iter().map(|&dir| dir.to_owned()));
+    lowers.push("l2".to_owned());
     assert_eq!(lowers.len(), 500);
     run(command.arg(format!("lowerdir={},upperdir=up,workdir=work,,volatile", lowers.join(":"))).arg("merged"));
     assert_eq!(names(&merged), [".wh.content", "a", "again", "b", "c", "dir", "far"]);
@@ -147,19 +146,22 @@ fn root_overlay_mount_takes_long_and_odd_paths_and_whiteouts_of_others() {
         run(Command::new("umount").arg(&merged));
     }
 
-    // Other owners: on disk 5, shown as 100005, and the other way round.
+    // Other owners: on disk 5, shown as 100005, and the other way round; root stays root.
     std::os::unix::fs::chown(store.path("l2/b"), Some(5), Some(6)).unwrap();
-    let mapped = "lowerdir=l1:l2,upperdir=up2,workdir=work2,uidmapping=:0:100000:65536,gidmapping=:0:100000:65536";
+    let mapped =
+        "lowerdir=l1:l2,upperdir=up2,workdir=work2,uidmapping=:0:0:1:1:100001:65535,gidmapping=:0:0:1:1:100001:65535";
     fs::create_dir(store.path("up2")).unwrap();
     fs::create_dir(store.path("work2")).unwrap();
     run(lay_out(&store).arg(mapped).arg("merged"));
-    use std::os::unix::fs::MetadataExt;
     let shown = fs::metadata(merged.join("b")).unwrap();
     assert_eq!((shown.uid(), shown.gid()), (100_005, 100_006));
     std::os::unix::fs::chown(merged.join("b"), Some(100_007), Some(100_008)).unwrap();
     run(Command::new("umount").arg(&merged));
     let stored = fs::metadata(store.path("up2/b")).unwrap();
     assert_eq!((stored.uid(), stored.gid()), (7, 8));
+    run(lay_out(&store).arg("lowerdir=l1:l2,uidmapping=:0:100000:65536,gidmapping=:0:100000:65536").arg("merged"));
+    assert_eq!(fs::metadata(merged.join("a")).unwrap().uid(), 100_000);
+    run(Command::new("umount").arg(&merged));
 
     // What cannot be done is said, and nothing is mounted.
     for (words, said) in [
@@ -167,6 +169,7 @@ fn root_overlay_mount_takes_long_and_odd_paths_and_whiteouts_of_others() {
         ("lowerdir=l1:missing", "missing"),
         ("upperdir=up,workdir=work", "lowerdir"),
         ("lowerdir=l1:l2,nonsense=1", "nonsense"),
+        ("lowerdir=l1:l2,upperdir=up2,workdir=work2,uidmapping=0:100000:65536", "leave out 0:0"),
     ] {
         let out = lay_out(&store).arg(words).arg("merged").output().unwrap();
         assert_eq!(out.status.code(), Some(1), "{words}: {}", both(&out));

@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("umoci", "umoci"),
     ("runc", "runc"),
     ("crun", "crun"),
+    ("fuse-overlayfs", "fuse-overlayfs"),
     ("debootstrap", "debootstrap"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),

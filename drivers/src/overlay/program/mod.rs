@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use graph_archive::apply::XattrNamespace;
-use graph_archive::idmap::{IdMappings, IdRange};
+use graph_archive::idmap::{IdMappings, IdPair, IdRange};
 use graph_core::{Error, Result};
 use graph_sys::fs::{self, Mode, OFlags};
 use graph_sys::io::Errno;
@@ -133,6 +133,20 @@ impl ProgramMount {
         Ok(())
     }
 
+    /// The kernel makes things in an upper directory as whoever mounted; through a mapping that leaves that user out it cannot, and
+    /// would mount read-only without a word.
+    fn maps_ourselves(&self) -> Result<()> {
+        use graph_sys::process::{getegid, geteuid};
+        let own = IdPair { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+        self.mappings.to_container(own, b"").map(drop).map_err(|_| Error::Unsupported {
+            driver: DRIVER.into(),
+            operation: format!(
+                "an upper directory through ID mappings that leave out {}:{}, as whom this program runs (fuse-overlayfs does it)",
+                own.uid, own.gid
+            ),
+        })
+    }
+
     /// Mounts on `target`. On an error nothing is mounted.
     ///
     /// # Errors
@@ -156,6 +170,8 @@ impl ProgramMount {
         let mut words = self.words.clone();
         own_words(&mut words, namespace)?;
 
+        // What is mounted nowhere is gone with its descriptor.
+        let mut mapped_home = None;
         let lowers = if self.mappings.is_identity() {
             lowers
         } else {
@@ -167,7 +183,9 @@ impl ProgramMount {
                 Ok(copy.into())
             };
             if let Some((upper, work)) = upper {
-                dirs = Some(mapped_together(upper, work, mapped)?);
+                self.maps_ourselves()?;
+                let (both, upper, work) = mapped_together(upper, work, mapped)?;
+                (mapped_home, dirs) = (Some(both), Some((upper, work)));
             }
             lowers.iter().zip(&self.lowers).map(|(dir, path)| mapped(dir, path)).collect::<Result<_>>()?
         };
@@ -175,7 +193,9 @@ impl ProgramMount {
             // The kernel does not stack a single directory.
             (None, [only]) => bind_read_only(only, &words, &target_dir).at("mount on", target, None),
             _ => stack(&words, lowers, dirs.as_ref(), &target_dir, target),
-        }
+        }?;
+        drop(mapped_home);
+        Ok(())
     }
 }
 
@@ -220,12 +240,13 @@ fn bind_read_only(dir: &OwnedFd, words: &Words, target: &OwnedFd) -> graph_sys::
     copy.attach(target).map(AttachedMount::keep)
 }
 
-/// Both directories through one mapped mount, as the kernel wants them: of the directory that they have in common.
+/// Both directories through one mapped mount, which comes first, as the kernel wants them: of the directory that they have in
+/// common.
 fn mapped_together(
     upper: &Path,
     work: &Path,
     mapped: impl Fn(&OwnedFd, &Path) -> Result<OwnedFd>,
-) -> Result<(OwnedFd, OwnedFd)> {
+) -> Result<(OwnedFd, OwnedFd, OwnedFd)> {
     let (Some(parent), Some(upper_name), Some(work_name)) = (upper.parent(), upper.file_name(), work.file_name())
     else {
         return Err(problem("upperdir", "with ID mappings, upperdir and workdir have to end in names"));
@@ -236,7 +257,8 @@ fn mapped_together(
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let home = mapped(&open(parent)?, parent)?;
     let open = |name: &OsStr, path: &Path| open_dir(&home, name).at("open", path, None);
-    Ok((open(upper_name, upper)?, open(work_name, work)?))
+    let (upper, work) = (open(upper_name, upper)?, open(work_name, work)?);
+    Ok((home, upper, work))
 }
 
 /// Whose attributes the kernel's overlay uses for this process.
