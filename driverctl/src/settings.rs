@@ -1,6 +1,5 @@
 //! Which store: flags over environment over storage.conf.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -89,10 +88,8 @@ pub(crate) fn open(global: &Global, before: &[String]) -> Result<Opened> {
     if let Some(transient) = global.transient_store {
         options.transient = transient;
     }
-    if std::io::stderr().is_terminal() {
-        // For the person who waits. A script that takes both streams together is not to find this among the ids.
-        options.on_lock_wait = Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}"))));
-    }
+    // Only ever when somebody holds a lock for more than a second; a person, or a log, then says who.
+    options.on_lock_wait = Some(Arc::new(|busy| crate::output::complain(&format!("waiting: {busy}"))));
     let asked_by = options.driver.is_some().then(|| match &config {
         _ if global.storage_driver.is_some() => "--storage-driver".to_owned(),
         Some(config) if !explicit => config.origin("storage.driver").to_string(),

@@ -425,6 +425,16 @@ impl Error {
         }
     }
 
+    /// Whether the file system takes no changes at all.
+    pub(crate) fn is_read_only_file_system(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Driver(graph_core::Error::Io { source, .. }) => {
+                source.kind() == io::ErrorKind::ReadOnlyFilesystem
+            }
+            _ => false,
+        }
+    }
+
     /// An I/O error with its operation and path.
     pub fn io(operation: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         Self::Io { operation, path: path.into(), source: source.into() }

@@ -158,9 +158,9 @@ impl<T: Record> Group<T> {
         }
         let table = Table::from_files(files);
         if self.is_read_only()
-            && let (Some(name), Some(file)) = (table.repaired_name(), self.files.first())
+            && let (Some((name, ..)), Some(file)) = (table.doubled_names().first(), self.files.first())
         {
-            return Err(Error::DuplicateName { path: file.dir.path().join(file.name), name: name.to_owned() });
+            return Err(Error::DuplicateName { path: file.dir.path().join(file.name), name: name.clone() });
         }
         Ok(table)
     }

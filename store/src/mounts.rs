@@ -30,9 +30,15 @@ impl Store {
         let mut anyway = false;
         loop {
             if !anyway && !self.driver.is_ready_to_mount()? {
-                let _guard = self.lock_graph()?;
-                self.driver.prepare_to_mount()?;
-                anyway = !self.driver.is_ready_to_mount()?;
+                match self.lock_graph() {
+                    Ok(_guard) => {
+                        self.driver.prepare_to_mount()?;
+                        anyway = !self.driver.is_ready_to_mount()?;
+                    }
+                    // No peer can use a read-only file system as its home, so nobody binds it.
+                    Err(error) if error.is_read_only_file_system() => anyway = true,
+                    Err(error) => return Err(error),
+                }
             }
             // Between the two somebody may have unmounted the last layer, and the home with it.
             if let Some(path) = self.try_mount(layer_or_container, options, anyway)? {
@@ -168,7 +174,10 @@ impl Store {
         let guard = match self.graph_lock.lock(LockKind::Exclusive, Wait::Fail) {
             Ok(guard) => guard,
             Err(error) if error.kind() == graph_core::ErrorKind::Locked => return Ok(()),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let error = Error::from(error);
+                return if error.is_read_only_file_system() { Ok(()) } else { Err(error) };
+            }
         };
         self.driver.cleanup()?;
         if !self.driver.is_ready_to_mount()? {

@@ -12,6 +12,7 @@ use graph_core::{LayerId, fsutil, tempdir};
 
 use crate::dirs::Dir;
 use crate::error::{Error, Result};
+use crate::group::Group;
 use crate::records::{Container, Image};
 use crate::store::{Part, STABLE, Store, VOLATILE_CONTAINERS};
 use crate::table::{Record, Table};
@@ -25,17 +26,25 @@ impl Store {
         for error in tempdir::recover_stale(&roots).failed {
             warnings.push(format!("removing what a killed process left behind: {}", chain(&error)));
         }
+        tidy("layer", &self.layers.records, &mut warnings)?;
+        for (_, images) in self.own_images() {
+            tidy("image", &images.records, &mut warnings)?;
+        }
+        tidy("container", &self.containers.records, &mut warnings)?;
         if self.layers.records.read()?.iter().any(|layer| layer.is_incomplete()) {
-            self.remove_incomplete_layers(&mut warnings)?;
+            let removed = self.remove_incomplete_layers(&mut warnings);
+            step_over_read_only(removed, &mut warnings)?;
         }
         for (_, images) in self.own_images() {
             // Engines keep data of their own about images of read-only stores here.
             let elsewhere = |id: &str| self.find_read_only(id).is_ok_and(|image| image.is_some());
-            remove_orphans(images, elsewhere, &mut warnings)?;
+            let removed = remove_orphans(images, elsewhere, &mut warnings);
+            step_over_read_only(removed, &mut warnings)?;
         }
         // Those of transient containers have their records below the run root. Seen from outside they look like orphans.
         if self.options.transient || !self.has_transient_containers()? {
-            remove_orphans(&self.containers, |_| false, &mut warnings)?;
+            let removed = remove_orphans(&self.containers, |_| false, &mut warnings);
+            step_over_read_only(removed, &mut warnings)?;
         }
         Ok(warnings)
     }
@@ -117,6 +126,46 @@ impl Store {
         let files = containers.change().remove(&gone);
         containers.save(&files)
     }
+}
+
+/// On a read-only file system nothing is cleaned up, and everything can be read.
+fn step_over_read_only(result: Result<()>, warnings: &mut Vec<String>) -> Result<()> {
+    if result.as_ref().is_err_and(Error::is_read_only_file_system) {
+        warnings.push(
+            "killed processes left something behind that cannot be removed from a read-only file system".to_owned(),
+        );
+        return Ok(());
+    }
+    result
+}
+
+/// Writes down whose a name is that two records have, as somebody who edits them by hand can make it, and tells what else
+/// is stepped over.
+fn tidy<T: Record>(kind: &str, records: &Group<T>, warnings: &mut Vec<String>) -> Result<()> {
+    let table = records.read()?;
+    for id in table.hidden() {
+        warnings.push(if id.is_empty() {
+            format!("a {kind} without an ID is ignored; its record stays as it is")
+        } else {
+            format!("a second {kind} of the ID {id:?} is ignored; its record stays as it is until the first is deleted")
+        });
+    }
+    if table.doubled_names().is_empty() {
+        return Ok(());
+    }
+    let mut writing = match records.write() {
+        Ok(writing) => writing,
+        Err(error) => {
+            warnings.push(format!("{kind}s share names, which cannot be written down: {}", chain(&error)));
+            return Ok(());
+        }
+    };
+    for (name, earlier, later) in writing.table().doubled_names() {
+        warnings.push(format!(
+            "the {kind}s {earlier} and {later} both had the name {name:?}; it belongs to the latter now"
+        ));
+    }
+    writing.save(&[])
 }
 
 /// Removes directories of data that no record has, where their names are of the usual kind; others may be anybody's.

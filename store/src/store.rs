@@ -265,6 +265,10 @@ impl Store {
 fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Result<Option<LockGuard>> {
     match lock.lock(LockKind::Exclusive, Wait::Fail) {
         Err(error) if error.kind() == DriverErrorKind::Locked => {}
+        // Nobody makes anything on a read-only file system.
+        Err(graph_core::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            return Ok(None);
+        }
         other => return Ok(Some(other?)),
     }
     if root.read("storage.lock")?.is_some_and(|token| !token.is_empty()) {

@@ -73,6 +73,8 @@ pub(crate) type FileIndex = usize;
 struct Row<T> {
     slot: Slot<T>,
     file: FileIndex,
+    /// Without an id, or with that of an earlier record: nobody sees it, and it is written again as it was.
+    hidden: bool,
 }
 
 /// Records in the order of their files.
@@ -83,7 +85,8 @@ pub(crate) struct Table<T> {
     by_name: HashMap<String, usize>,
     /// Files in which a name that two records had was taken from one of them, still to be written.
     pub(crate) repaired: Vec<FileIndex>,
-    repaired_name: Option<String>,
+    /// The names that two records had when they were read, with the ids of the earlier and the later.
+    doubled_names: Vec<(String, String, String)>,
 }
 
 impl<T> Default for Table<T> {
@@ -93,24 +96,25 @@ impl<T> Default for Table<T> {
             by_id: HashMap::new(),
             by_name: HashMap::new(),
             repaired: Vec::new(),
-            repaired_name: None,
+            doubled_names: Vec::new(),
         }
     }
 }
 
 impl<T: Record> Table<T> {
     /// The files' records together. Of several with one id the first counts; a name that several have belongs to the
-    /// last of them, as containers/storage has it.
+    /// last of them, as containers/storage has it. The others are kept for the file, and seen by nobody.
     pub(crate) fn from_files(files: impl IntoIterator<Item = (FileIndex, Vec<Slot<T>>)>) -> Self {
         let mut table = Self::default();
         for (file, slots) in files {
             table.rows.reserve(slots.len());
             for slot in slots {
                 let id = slot.get().id();
-                if !id.is_empty() && !table.by_id.contains_key(id) {
+                let hidden = id.is_empty() || table.by_id.contains_key(id);
+                if !hidden {
                     table.by_id.insert(id.to_owned(), table.rows.len());
-                    table.rows.push(Row { slot, file });
                 }
+                table.rows.push(Row { slot, file, hidden });
             }
         }
         for at in 0..table.rows.len() {
@@ -120,7 +124,8 @@ impl<T: Record> Table<T> {
     }
 
     fn index_names(&mut self, at: usize) {
-        let Some(row) = self.rows.get(at) else { return };
+        let Some(row) = self.rows.get(at).filter(|row| !row.hidden) else { return };
+        let id = row.slot.get().id().to_owned();
         for name in row.slot.get().names().to_vec() {
             if let Some(earlier) = self.by_name.insert(name.clone(), at)
                 && earlier != at
@@ -132,7 +137,7 @@ impl<T: Record> Table<T> {
                 if !self.repaired.contains(&row.file) {
                     self.repaired.push(row.file);
                 }
-                self.repaired_name.get_or_insert(name);
+                self.doubled_names.push((name, row.slot.get().id().to_owned(), id.clone()));
             }
         }
     }
@@ -140,7 +145,7 @@ impl<T: Record> Table<T> {
     fn reindex(&mut self) {
         self.by_id.clear();
         self.by_name.clear();
-        for (at, row) in self.rows.iter().enumerate() {
+        for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.hidden) {
             self.by_id.insert(row.slot.get().id().to_owned(), at);
             for name in row.slot.get().names() {
                 self.by_name.insert(name.clone(), at);
@@ -148,22 +153,27 @@ impl<T: Record> Table<T> {
         }
     }
 
-    /// The first name that two records had when they were read.
-    pub(crate) fn repaired_name(&self) -> Option<&str> {
-        self.repaired_name.as_deref()
+    /// The names that two records had when they were read, with the ids of the earlier and the later.
+    pub(crate) fn doubled_names(&self) -> &[(String, String, String)] {
+        &self.doubled_names
+    }
+
+    /// The ids of the records that nobody sees: empty, or those of an earlier record.
+    pub(crate) fn hidden(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().filter(|row| row.hidden).map(|row| row.slot.get().id())
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+        self.by_id.len()
     }
 
     /// All records, in order.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<T>> {
-        self.rows.iter().map(|row| row.slot.get())
+        self.rows.iter().filter(|row| !row.hidden).map(|row| row.slot.get())
     }
 
-    /// Those of one file, as they are to be written.
+    /// Those of one file, as they are to be written: hidden ones, too.
     pub(crate) fn slots(&self, file: FileIndex) -> impl Iterator<Item = &Slot<T>> {
         self.rows.iter().filter(move |row| row.file == file).map(|row| &row.slot)
     }
@@ -204,7 +214,7 @@ impl<T: Record> Table<T> {
         for name in record.names() {
             self.by_name.insert(name.clone(), at);
         }
-        self.rows.push(Row { slot: Slot::new(record), file });
+        self.rows.push(Row { slot: Slot::new(record), file, hidden: false });
     }
 
     /// The record, to be changed (not its id or names); and its file.
@@ -214,7 +224,7 @@ impl<T: Record> Table<T> {
         Some((row.slot.change(), row.file))
     }
 
-    /// Removes records; which files they were in.
+    /// Removes records, and those that they hid; which files they were in.
     pub(crate) fn remove<S: AsRef<str>>(&mut self, ids: &[S]) -> Vec<FileIndex> {
         let mut files = Vec::new();
         self.rows.retain(|row| {
@@ -232,7 +242,7 @@ impl<T: Record> Table<T> {
     pub(crate) fn set_names(&mut self, id: &str, names: &[String]) -> Vec<FileIndex> {
         let names = unique(names);
         let mut files = Vec::new();
-        for row in &mut self.rows {
+        for row in self.rows.iter_mut().filter(|row| !row.hidden) {
             let record = row.slot.get();
             if record.id() != id && record.names().iter().any(|name| names.contains(name)) {
                 if let Some(theirs) = row.slot.change().names_mut() {
@@ -296,6 +306,8 @@ mod tests {
         assert_eq!(table.by_name("n").unwrap().id, "b");
         assert_eq!(table.by_id("a").unwrap().names, ["m"]);
         assert_eq!(table.repaired, [0]);
+        assert_eq!(table.hidden().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(table.slots(2).count(), 2, "what is hidden is written again");
     }
 
     #[test]

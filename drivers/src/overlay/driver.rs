@@ -78,7 +78,7 @@ impl Overlay {
         drop(tempdir::recover_stale(&roots));
         probe::check_backing(&homes.own, setup.rootless)?;
         let (run_path, run_home) = probe::open_run_home(setup.run_root.join(name))?;
-        let namespace = probe::xattr_namespace(&homes.own)?;
+        let namespace = probe::xattr_namespace(&homes.own, &run_home)?;
         let method = mount::best_method(&homes.own.dir);
         let prober = Prober {
             method,

@@ -401,6 +401,8 @@ fn renew_mount_point(layer: &Layer<'_>, path: &Path) -> Result<()> {
     let fresh = format!("{MERGED}.1");
     match make_dir(&layer.dir, &fresh, 0o700, owner_of(&layer.dir)?) {
         Ok(_) | Err(Errno::EXIST) => {}
+        // Then nobody puts files below the mount point either.
+        Err(Errno::ROFS) => return Ok(()),
         Err(error) => return Err(Error::io("make directory", layer.path().join(fresh), id, error)),
     }
     match fs::renameat(&layer.dir, &fresh, &layer.dir, MERGED) {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use graph_archive::apply::XattrNamespace;
 use graph_archive::idmap::{IdMappings, IdPair, IdRange};
+use graph_core::tempdir::TempDirRoot;
 use graph_core::{Error, Result};
 use graph_sys::fs::{self, AtFlags, FileType, Mode, OFlags};
 use graph_sys::io::Errno;
@@ -18,7 +19,8 @@ use graph_sys::special::is_whiteout;
 use graph_sys::{statfs, xattr};
 
 use super::layout::{
-    Context, Flush, Home, Small, each_entry, make_dir, make_dirs, open_dir, optional, read_small, write_small,
+    Context, Flush, Home, Small, TEMP_DIRS, each_entry, make_dir, make_dirs, open_dir, optional, read_small,
+    write_small,
 };
 use super::mount::{DATA_KEY, LOWER_KEY, Method, mount_by_numbers};
 use super::options::Options;
@@ -244,7 +246,14 @@ impl Prober<'_> {
                 }
             }
         }
-        let mut temp = self.home.temp_dir()?;
+        let (mut temp, keep) = match self.home.temp_dir() {
+            // What the kernel can do can be tried elsewhere; what is found then is not the home's, and not kept.
+            Err(error) if is_read_only(&error) => {
+                let root = TempDirRoot::create_in(self.run_home, TEMP_DIRS, self.run_path.join(TEMP_DIRS))?;
+                (root.make()?, false)
+            }
+            temp => (temp?, keep),
+        };
         let (_addition, dir) = temp.add_directory(0o700)?;
         let tried = probe(dir);
         temp.finish()?;
@@ -405,8 +414,13 @@ fn copies_metadata_only(mount: &DetachedMount, upper: &OwnedFd, mark: &[u8]) -> 
 
 /// Which namespace of attributes the kernel's overlay has to use for this process: in a user namespace only
 /// `user.overlay.` works. Removing what is not there is refused just as setting it would be, and changes nothing.
-pub(super) fn xattr_namespace(home: &Home) -> Result<XattrNamespace> {
-    match xattr::remove(&home.dir, b"trusted.overlay.probe") {
+pub(super) fn xattr_namespace(home: &Home, run_home: &OwnedFd) -> Result<XattrNamespace> {
+    let name = b"trusted.overlay.probe";
+    let tried = match xattr::remove(&home.dir, name) {
+        Err(Errno::ROFS) => xattr::remove(run_home, name),
+        tried => tried,
+    };
+    match tried {
         Ok(_) => Ok(XattrNamespace::Trusted),
         Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(XattrNamespace::User),
         Err(error) => Err(Error::io("try an extended attribute of", &home.path, None, error)),
@@ -422,6 +436,11 @@ pub(super) fn check_backing(home: &Home, rootless: bool) -> Result<()> {
         return Err(Error::IncompatibleFs { context: format!("overlay over {name} at {}", home.path.display()) });
     }
     Ok(())
+}
+
+/// Whether something failed because the file system is read-only.
+fn is_read_only(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Opens the run home, making it.
@@ -447,7 +466,7 @@ pub(super) fn check_mount_program(home: &Home) -> Result<()> {
         Small::Absent => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let made = optional(match fs::openat(&home.dir, HAS_MOUNT_PROGRAM, flags, Mode::RUSR | Mode::WUSR) {
-                Err(Errno::EXIST) => return Ok(()),
+                Err(Errno::EXIST | Errno::ROFS) => return Ok(()),
                 made => made,
             })
             .at("make", path(), None)?;
