@@ -6,6 +6,7 @@ mod id_map;
 mod output;
 mod progress;
 mod settings;
+mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;

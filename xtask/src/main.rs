@@ -18,6 +18,7 @@ cargo xtask TASK
   packages          only install what the tests need
   perfdata [DIR]    make the benchmark data (about 3 GB, 6 minutes) in DIR (target/perfdata)
   bench [ARGS...]   measure beside the packaged peers, on that data
+  man [DIR]         write the manual pages and shell completions of driverctl into DIR (target/man)
   fuzz [SECONDS]    run every fuzz target for SECONDS (600)
 ";
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         "packages" => tests::install_packages(),
         "perfdata" => tests::perfdata(rest.first().map(String::as_str)),
         "bench" => tests::bench(&rest),
+        "man" => tests::man(rest.first().map(String::as_str)),
         "fuzz" => tests::fuzz(rest.first().map(String::as_str)),
         "" | "help" | "-h" | "--help" => {
             say(HELP);

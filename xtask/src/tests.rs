@@ -146,6 +146,20 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     execute(Command::new(top().join("target/release/graph-benches")).args(args).current_dir(top()))
 }
 
+/// Writes manual pages, and completions for the shells that have them.
+pub(crate) fn man(dir: Option<&str>) -> Result<()> {
+    let dir = dir.map_or_else(|| top().join("target/man"), Into::into);
+    execute(cargo().args(["build", "--quiet", "--package", "driverctl"]))?;
+    let driverctl = top().join("target/debug/driverctl");
+    execute(Command::new(&driverctl).arg("man-pages").arg(&dir))?;
+    for (shell, name) in [("bash", "driverctl.bash"), ("zsh", "_driverctl"), ("fish", "driverctl.fish")] {
+        let file = std::fs::File::create(dir.join(name)).with_context(|| format!("creating {name}"))?;
+        execute(Command::new(&driverctl).args(["completions", shell]).stdout(file))?;
+    }
+    say(&format!("{}: install *.1 as manual pages, the others where the shells look for completions", dir.display()));
+    Ok(())
+}
+
 /// Runs every fuzz target for a while.
 pub(crate) fn fuzz(seconds: Option<&str>) -> Result<()> {
     let seconds: u32 = seconds.unwrap_or("600").parse().context("SECONDS is a whole number")?;

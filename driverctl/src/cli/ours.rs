@@ -18,6 +18,11 @@ pub(crate) enum OurVerb {
         /// For which shell
         shell: Shell,
     },
+    /// Write manual pages, one for each verb
+    ManPages {
+        /// Where to; it is made if it is not there
+        directory: PathBuf,
+    },
     /// Mount an overlay by the kernel, called as engines call fuse-overlayfs: as their mount_program
     #[command(
         after_help = "Engines call a mount_program by its path alone. Called under the name driverctl-overlay-mount (a link will do), the command is this verb."
@@ -35,6 +40,7 @@ impl OurVerb {
     pub(crate) fn run_without_store(&self) -> Option<Result<Outcome>> {
         match self {
             Self::Completions { shell } => Some(ours::completions(*shell)),
+            Self::ManPages { directory } => Some(ours::man_pages(directory)),
             Self::OverlayMount { options, target } => Some(ours::overlay_mount(options, target)),
         }
     }

@@ -1,5 +1,7 @@
 //! Containers: listing, making, showing, deleting.
 
+use std::collections::HashMap;
+
 use anyhow::{Result, anyhow};
 use graph_store::{Container, CreateContainer, ErrorKind, Store, Stored};
 
@@ -7,6 +9,7 @@ use super::{Outcome, chain, each, id_and_names, optional};
 use crate::cli::{IdMap, Listing, Metadata, Objects};
 use crate::id_map;
 use crate::output::{self, safe};
+use crate::table::{self, Column, Table};
 
 pub(crate) fn list(store: &Store, listing: &Listing) -> Result<Outcome> {
     let containers = store.containers()?;
@@ -14,18 +17,39 @@ pub(crate) fn list(store: &Store, listing: &Listing) -> Result<Outcome> {
         output::json(&containers.iter().map(|container| &**container.record()).collect::<Vec<&Container>>())?;
         return Ok(Outcome::Done);
     }
+    if table::wanted() && !listing.quiet {
+        let images: HashMap<String, String> =
+            store.images()?.iter().filter_map(|image| Some((image.id.clone(), image.names.first()?.clone()))).collect();
+        let mut table = Table::new(&[
+            Column::Id("ID"),
+            Column::Text("NAMES"),
+            Column::Text("CREATED"),
+            Column::Text("IMAGE"),
+            Column::Text("LAYER"),
+        ]);
+        for container in &containers {
+            let image = images.get(&container.image).cloned().unwrap_or_else(|| table::short(&container.image));
+            table.row([
+                table::short(&container.id),
+                container.names.join(", "),
+                table::minute(container.created.as_str()),
+                image,
+                table::short(&container.layer),
+            ]);
+        }
+        table.print()?;
+        return Ok(Outcome::Done);
+    }
+    let mut lines = Vec::new();
     for container in &containers {
-        output::line(&safe(&container.id))?;
+        lines.push(safe(&container.id));
         if listing.quiet {
             continue;
         }
-        for name in &container.names {
-            output::line(&format!("\tname: {}", safe(name)))?;
-        }
-        for name in &container.big_data_names {
-            output::line(&format!("\tdata: {}", safe(name)))?;
-        }
+        lines.extend(container.names.iter().map(|name| format!("\tname: {}", safe(name))));
+        lines.extend(container.big_data_names.iter().map(|name| format!("\tdata: {}", safe(name))));
     }
+    output::lines(lines)?;
     Ok(Outcome::Done)
 }
 

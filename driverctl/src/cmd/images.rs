@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Outcome, chain, id_and_names, optional};
 use crate::cli::{Listing, Metadata, Objects};
 use crate::output::{self, complain, safe};
+use crate::table::{self, Column, Table};
 
 pub(crate) fn list(store: &Store, listing: &Listing) -> Result<Outcome> {
     let images = store.images()?;
@@ -31,21 +32,40 @@ pub(crate) fn by_digest(store: &Store, digest: &str, listing: &Listing) -> Resul
 }
 
 fn print(images: &[Stored<Image>], quiet: bool) -> Result<Outcome> {
+    if table::wanted() && !quiet {
+        let mut table = Table::new(&[
+            Column::Id("ID"),
+            Column::Text("NAMES"),
+            Column::Text("CREATED"),
+            Column::Text("TOP LAYER"),
+            Column::Text("DIGEST"),
+        ]);
+        for image in images {
+            let mut names = image.names.clone();
+            names.extend(image.is_read_only().then(|| "read-only".to_owned()));
+            let digest = image.digests().first().map(|digest| digest.chars().take(19).collect());
+            table.row([
+                table::short(&image.id),
+                names.join(", "),
+                table::minute(image.created.as_str()),
+                table::short(&image.layer),
+                digest.unwrap_or_default(),
+            ]);
+        }
+        table.print()?;
+        return Ok(Outcome::Done);
+    }
+    let mut lines = Vec::new();
     for image in images {
-        output::line(&safe(&image.id))?;
+        lines.push(safe(&image.id));
         if quiet {
             continue;
         }
-        for name in &image.names {
-            output::line(&format!("\tname: {}", safe(name)))?;
-        }
-        for digest in image.digests() {
-            output::line(&format!("\tdigest: {}", safe(digest)))?;
-        }
-        for name in &image.big_data_names {
-            output::line(&format!("\tdata: {}", safe(name)))?;
-        }
+        lines.extend(image.names.iter().map(|name| format!("\tname: {}", safe(name))));
+        lines.extend(image.digests().iter().map(|digest| format!("\tdigest: {}", safe(digest))));
+        lines.extend(image.big_data_names.iter().map(|name| format!("\tdata: {}", safe(name))));
     }
+    output::lines(lines)?;
     Ok(Outcome::Done)
 }
 

@@ -1,6 +1,6 @@
 //! Layers: listing, making, showing, deleting.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -8,30 +8,45 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use graph_archive::{IdMappings, IdRange};
 use graph_store::{Container, CreateLayer, Expected, Image, Layer, Store, Stored};
+use indicatif::DecimalBytes;
 
 use super::{Outcome, each, id_and_names, optional};
 use crate::cli::layers::NewLayer;
 use crate::cli::{Listing, Objects};
 use crate::output::{self, safe};
+use crate::table::{self, Column, Paint, Table};
 use crate::{id_map, progress};
 
 /// What uses layers, by layer.
 struct Users {
-    images: Vec<Stored<Image>>,
-    containers: Vec<Stored<Container>>,
+    images: HashMap<String, Vec<Stored<Image>>>,
+    containers: HashMap<String, Vec<Stored<Container>>>,
 }
 
 impl Users {
     fn of(store: &Store) -> Result<Self> {
-        Ok(Self { images: store.images()?, containers: store.containers()? })
+        let mut users = Self { images: HashMap::new(), containers: HashMap::new() };
+        for image in store.images()? {
+            for top in image.top_layers() {
+                let of = users.images.entry(top.to_owned()).or_default();
+                // An image may name its top layer twice.
+                if of.last().is_none_or(|last| last.id != image.id) {
+                    of.push(image.clone());
+                }
+            }
+        }
+        for container in store.containers()? {
+            users.containers.entry(container.layer.clone()).or_default().push(container);
+        }
+        Ok(users)
     }
 
-    fn images<'u>(&'u self, layer: &'u str) -> impl Iterator<Item = &'u Stored<Image>> {
-        self.images.iter().filter(move |image| image.top_layers().any(|top| top == layer))
+    fn images(&self, layer: &str) -> &[Stored<Image>] {
+        self.images.get(layer).map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn containers<'u>(&'u self, layer: &'u str) -> impl Iterator<Item = &'u Stored<Container>> {
-        self.containers.iter().filter(move |container| container.layer == layer)
+    fn containers(&self, layer: &str) -> &[Stored<Container>] {
+        self.containers.get(layer).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
@@ -43,35 +58,64 @@ pub(crate) fn list(store: &Store, listing: &Listing, tree: bool) -> Result<Outco
     } else if tree {
         print_tree(store, &layers)?;
     } else if listing.quiet {
-        for layer in &layers {
-            output::line(&safe(&layer.id))?;
-        }
+        output::lines(layers.iter().map(|layer| safe(&layer.id)))?;
+    } else if table::wanted() {
+        print_table(&layers, &Users::of(store)?)?;
     } else {
-        let users = Users::of(store)?;
-        for layer in &layers {
-            output::line(&safe(&layer.id))?;
-            for name in &layer.names {
-                output::line(&format!("\tname: {}", safe(name)))?;
-            }
-            for image in users.images(&layer.id) {
-                output::line(&format!("\timage: {}", safe(&image.id)))?;
-                for name in &image.names {
-                    output::line(&format!("\t\tname: {}", safe(name)))?;
-                }
-            }
-            for container in users.containers(&layer.id) {
-                output::line(&format!("\tcontainer: {}", safe(&container.id)))?;
-                for name in &container.names {
-                    output::line(&format!("\t\tname: {}", safe(name)))?;
-                }
-            }
-        }
+        output::lines(described(&layers, &Users::of(store)?))?;
     }
     Ok(Outcome::Done)
 }
 
+/// Each layer's id, then what is known of it, line by line.
+fn described(layers: &[Stored<Layer>], users: &Users) -> Vec<String> {
+    let mut lines = Vec::new();
+    for layer in layers {
+        lines.push(safe(&layer.id));
+        lines.extend(layer.names.iter().map(|name| format!("\tname: {}", safe(name))));
+        for image in users.images(&layer.id) {
+            lines.push(format!("\timage: {}", safe(&image.id)));
+            lines.extend(image.names.iter().map(|name| format!("\t\tname: {}", safe(name))));
+        }
+        for container in users.containers(&layer.id) {
+            lines.push(format!("\tcontainer: {}", safe(&container.id)));
+            lines.extend(container.names.iter().map(|name| format!("\t\tname: {}", safe(name))));
+        }
+    }
+    lines
+}
+
+fn print_table(layers: &[Stored<Layer>], users: &Users) -> Result<()> {
+    let mut table = Table::new(&[
+        Column::Id("ID"),
+        Column::Text("PARENT"),
+        Column::Text("CREATED"),
+        Column::Number("SIZE"),
+        Column::Text("NAMES, USED BY"),
+    ]);
+    for layer in layers {
+        let named = |names: &[String], id: &str| names.first().map_or_else(|| table::short(id), Clone::clone);
+        let mut notes = layer.names.clone();
+        notes.extend(users.images(&layer.id).iter().map(|image| format!("image {}", named(&image.names, &image.id))));
+        notes.extend(users.containers(&layer.id).iter().map(|c| format!("container {}", named(&c.names, &c.id))));
+        if layer.is_read_only() {
+            notes.push("read-only".to_owned());
+        }
+        let size = u64::try_from(layer.diff_size).ok().filter(|_| !layer.diff_digest.is_empty());
+        table.row([
+            table::short(&layer.id),
+            table::short(&layer.parent),
+            table::minute(layer.created.as_str()),
+            size.map_or_else(|| "-".to_owned(), |size| DecimalBytes(size).to_string()),
+            notes.join(", "),
+        ]);
+    }
+    Ok(table.print()?)
+}
+
 fn print_tree(store: &Store, layers: &[Stored<Layer>]) -> Result<()> {
     let users = Users::of(store)?;
+    let mut lines = Vec::new();
     let mut children: BTreeMap<&str, Vec<&Stored<Layer>>> = BTreeMap::new();
     for layer in layers {
         children.entry(layer.parent.as_str()).or_default().push(layer);
@@ -80,35 +124,36 @@ fn print_tree(store: &Store, layers: &[Stored<Layer>]) -> Result<()> {
     let known: HashSet<&str> = layers.iter().map(|layer| layer.id.as_str()).collect();
     let roots = children.keys().copied().filter(|parent| !known.contains(parent));
     for root in roots.collect::<Vec<_>>() {
-        output::line(&if root.is_empty() { "(base)".to_owned() } else { safe(root) })?;
+        lines.push(if root.is_empty() { "(base)".to_owned() } else { safe(root) });
         // (layer, indent of its line, whether it is its parent's last child): deep stacks must not overflow ours.
         let mut pending: Vec<(&Stored<Layer>, String, bool)> = Vec::new();
         push_children(&children, root, "", &mut pending);
         while let Some((layer, indent, last)) = pending.pop() {
-            output::line(&format!("{indent}{}{}", if last { "└─" } else { "├─" }, safe(&layer.id)))?;
+            let id = table::painted(&safe(&layer.id), Paint::Cyan);
+            lines.push(format!("{indent}{}{id}", if last { "└─" } else { "├─" }));
             let inner = format!("{indent}{}", if last { "  " } else { "│ " });
             for name in &layer.names {
-                output::line(&format!("{inner}name: {}", safe(name)))?;
+                lines.push(format!("{inner}name: {}", safe(name)));
             }
             if let Some(path) = store.mount_point(&layer.id)? {
-                output::line(&format!("{inner}mount: {}", safe(&path.display().to_string())))?;
+                lines.push(format!("{inner}mount: {}", safe(&path.display().to_string())));
             }
             for image in users.images(&layer.id) {
-                output::line(&format!("{inner}image: {}", safe(&image.id)))?;
+                lines.push(format!("{inner}image: {}", safe(&image.id)));
                 for name in &image.names {
-                    output::line(&format!("{inner}image name: {}", safe(name)))?;
+                    lines.push(format!("{inner}image name: {}", safe(name)));
                 }
             }
             for container in users.containers(&layer.id) {
-                output::line(&format!("{inner}container: {}", safe(&container.id)))?;
+                lines.push(format!("{inner}container: {}", safe(&container.id)));
                 for name in &container.names {
-                    output::line(&format!("{inner}container name: {}", safe(name)))?;
+                    lines.push(format!("{inner}container name: {}", safe(name)));
                 }
             }
             push_children(&children, &layer.id, &inner, &mut pending);
         }
     }
-    Ok(())
+    Ok(output::lines(lines)?)
 }
 
 fn push_children<'l>(

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
 use graph_drivers::overlay::ProgramMount;
@@ -18,6 +18,14 @@ pub(crate) fn completions(shell: Shell) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
     crate::output::bytes(&script)?;
+    Ok(Outcome::Done)
+}
+
+/// Writes `driverctl.1` and a page for each verb.
+pub(crate) fn man_pages(directory: &Path) -> Result<Outcome> {
+    std::fs::create_dir_all(directory).with_context(|| format!("make directory {}", directory.display()))?;
+    clap_mangen::generate_to(Cli::command(), directory)
+        .with_context(|| format!("write manual pages into {}", directory.display()))?;
     Ok(Outcome::Done)
 }
 

@@ -9,6 +9,7 @@ use graph_sys::probe::{KernelFeatures, Support};
 use super::Outcome;
 use crate::output;
 use crate::settings::Opened;
+use crate::table::{self, Paint};
 
 pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
     let mut pairs = opened.store.status()?;
@@ -46,7 +47,8 @@ pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
         output::json(&pairs)?;
     } else {
         for (key, value) in &pairs {
-            output::line(&format!("{}: {}", output::safe(key), output::safe(value)))?;
+            let key = table::painted(&format!("{}:", output::safe(key)), Paint::Bold);
+            output::line(&format!("{key} {}", output::safe(value)))?;
         }
     }
     Ok(Outcome::Done)
