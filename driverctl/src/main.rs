@@ -117,7 +117,7 @@ fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
     if let Some(outcome) = cli.verb.run_without_store() {
         return outcome;
     }
-    let opened = match settings::open(&cli.global, before) {
+    let opened = match settings::open(&cli.global, before, cli.verb.only_looks()) {
         Ok(opened) => opened,
         Err(error) => {
             output::line(&format!("error initializing: {}", cmd::chain(error)))?;

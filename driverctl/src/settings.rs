@@ -44,7 +44,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// Opens the store that the flags and the configuration name. Flags `before` the verb choose a store; those behind it only
 /// override single values of the one that is chosen.
-pub(crate) fn open(global: &Global, before: &[String]) -> Result<Opened> {
+pub(crate) fn open(global: &Global, before: &[String], only_looks: bool) -> Result<Opened> {
     let environment = environment();
     let registry = graph_drivers::registry()?;
     let chooses = |flag: &String| ["graph", "run", "storage_driver", "storage_opt"].contains(&flag.as_str());
@@ -98,6 +98,7 @@ pub(crate) fn open(global: &Global, before: &[String]) -> Result<Opened> {
     let (files, notices) = config.map_or_else(Default::default, |config| {
         (config.files, config.notices.iter().map(ToString::to_string).collect())
     });
+    options.leave_left_overs = only_looks;
     let store = Store::open(options, &registry)?;
     refuse_others_options(&global.storage_opt, &store.selection().name)?;
     Ok(Opened { store, files, asked_by, notices })

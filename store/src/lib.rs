@@ -74,6 +74,7 @@ mod dirs;
 mod driver_layers;
 mod error;
 mod from_config;
+mod gc;
 mod group;
 mod images;
 mod import;
@@ -90,11 +91,13 @@ mod refill;
 mod store;
 mod table;
 mod usage;
+mod wipe;
 
 pub use check::{
     CheckOptions, CheckReport, Defect, ObjectKind, OnCheckProgress, Problem, Problems, RepairOptions, Unrepaired,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use gc::{Garbage, GarbageKind};
 pub use import::Imported;
 pub use names::Found;
 pub use options::{

@@ -51,6 +51,8 @@ pub struct StoreOptions {
     pub durability: Durability,
     /// What an imported archive may ask for.
     pub limits: Limits,
+    /// Leave incomplete layers and data that no record has where they are when the store is opened: for looking at them.
+    pub leave_left_overs: bool,
     /// Told when the store has to wait for a lock.
     pub on_lock_wait: Option<OnLockWait>,
 }

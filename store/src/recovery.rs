@@ -12,6 +12,7 @@ use graph_core::{LayerId, fsutil, tempdir};
 
 use crate::dirs::Dir;
 use crate::error::{Error, Result};
+use crate::gc::is_usual;
 use crate::group::Group;
 use crate::records::{Container, Image};
 use crate::store::{Part, STABLE, Store, VOLATILE_CONTAINERS};
@@ -49,14 +50,14 @@ impl Store {
         Ok(warnings)
     }
 
-    fn has_transient_containers(&self) -> Result<bool> {
+    pub(crate) fn has_transient_containers(&self) -> Result<bool> {
         match Dir::open(&self.run_containers)? {
             Some(dir) => Ok(dir.open_file(VOLATILE_CONTAINERS)?.is_some()),
             None => Ok(false),
         }
     }
 
-    fn remove_incomplete_layers(&self, warnings: &mut Vec<String>) -> Result<()> {
+    pub(crate) fn remove_incomplete_layers(&self, warnings: &mut Vec<String>) -> Result<()> {
         let mut layers = self.layers.records.write()?;
         // Children before their parents.
         let incomplete: Vec<String> =
@@ -80,7 +81,8 @@ impl Store {
             });
             if let Err(error) = removed {
                 warnings.push(format!(
-                    "incomplete layer {id} could not be removed and is ignored; it will be tried again: {}",
+                    "incomplete layer {id} could not be removed and is ignored; it will be tried again, and `check --repair` \
+                     removes a record that cannot be right: {}",
                     chain(&error)
                 ));
             } else {
@@ -174,11 +176,10 @@ fn remove_orphans<T: Record>(
     elsewhere: impl Fn(&str) -> bool,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
-    let usual = |name: &str| name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
     let orphans = |table: &Table<T>| -> Result<Vec<String>> {
         let names = fsutil::list(&*part.dir).map_err(|e| Error::io("read directory", part.dir.path(), e))?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
-        Ok(names.filter(|name| usual(name) && table.by_id(name).is_none() && !elsewhere(name)).collect())
+        Ok(names.filter(|name| is_usual(name) && table.by_id(name).is_none() && !elsewhere(name)).collect())
     };
     // Read-only first: as a rule there are none, and whoever makes one at this moment is not to be waited for twice.
     if orphans(&*part.records.read()?)?.is_empty() {

@@ -172,7 +172,9 @@ impl Store {
             additional,
             warnings: Vec::new(),
         };
-        store.warnings = store.recover()?;
+        if !store.options.leave_left_overs {
+            store.warnings = store.recover()?;
+        }
         Ok(store)
     }
 

@@ -34,12 +34,26 @@ pub(crate) struct CheckWords {
 pub(crate) enum CheckVerb {
     /// Look for damage in layers, images and containers
     Check(CheckWords),
+    /// Remove what belongs to no layer, image or container
+    Gc {
+        /// List what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        json: Json,
+    },
 }
 
 impl CheckVerb {
+    /// Whether opening the store must not clean it up, because that is what is asked about.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(self, Self::Gc { dry_run: true, .. })
+    }
+
     pub(crate) fn run(&self, opened: &Opened) -> Result<Outcome> {
         match self {
             Self::Check(words) => check::check(&opened.store, words),
+            Self::Gc { dry_run, json } => check::gc(&opened.store, *dry_run, json.json),
         }
     }
 }

@@ -85,6 +85,11 @@ impl Verb {
         }
     }
 
+    /// Whether opening the store must not clean it up.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(self, Self::Check(verb) if verb.only_looks())
+    }
+
     /// Does it, if it is one of those that need no store and work where there is none.
     pub(crate) fn run_without_store(&self) -> Option<Result<Outcome>> {
         match self {

@@ -89,6 +89,45 @@ fn print(report: &CheckReport, json: bool) -> Result<()> {
     Ok(())
 }
 
+#[derive(Serialize)]
+struct JsonGarbage {
+    kind: &'static str,
+    place: String,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(crate) fn gc(store: &Store, dry_run: bool, json: bool) -> Result<Outcome> {
+    let garbage = store.collect_garbage(dry_run)?;
+    let failed = garbage.iter().any(|piece| piece.error.is_some());
+    let bytes: u64 = garbage.iter().map(|piece| piece.bytes).sum();
+    let mut list = Vec::with_capacity(garbage.len());
+    for piece in garbage {
+        let place = piece.place.display().to_string();
+        let error = piece.error.map(chain);
+        if let Some(error) = error.as_deref().filter(|_| !json || !dry_run) {
+            output::complain(&format!("removing {} {}: {error}", piece.kind.words(), output::safe(&place)));
+        }
+        list.push(JsonGarbage { kind: piece.kind.words(), place, bytes: piece.bytes, error });
+    }
+    match (dry_run, json) {
+        (true, true) => output::json(&list)?,
+        // As the peers, for their scripts.
+        (false, true) => output::json("")?,
+        (false, false) => {}
+        (true, false) => {
+            for piece in &list {
+                output::line(&format!("{}\t{}\t{}", piece.bytes, piece.kind, output::safe(&piece.place)))?;
+            }
+            if !list.is_empty() {
+                output::line(&format!("{bytes}\ttotal"))?;
+            }
+        }
+    }
+    Ok(if failed { Outcome::Failed } else { Outcome::Done })
+}
+
 /// A duration as Go's `time.ParseDuration` reads it: `0`, `1h30m`, `1.5h`, `300ms`. A negative one is none.
 fn duration(text: &str) -> Result<Duration> {
     let (negative, unsigned) = match text.as_bytes().first() {

@@ -1,9 +1,7 @@
 //! The store as a whole.
 
-use std::collections::HashMap;
-
 use anyhow::Result;
-use graph_store::{ErrorKind, Layer, Store, Stored};
+use graph_store::Store;
 use graph_sys::probe::{KernelFeatures, Support};
 
 use super::Outcome;
@@ -62,34 +60,17 @@ pub(crate) fn shutdown(store: &Store, force: bool, json: bool) -> Result<Outcome
     Ok(Outcome::Done)
 }
 
-/// Deletes all containers, then all images, then all layers that are left, the topmost first.
+/// Deletes everything; what cannot be deleted is told and stepped over.
 pub(crate) fn wipe(store: &Store, json: bool) -> Result<Outcome> {
-    for container in store.containers()? {
-        store.delete_container(&container.id)?;
-    }
-    for image in store.images()?.iter().filter(|image| !image.is_read_only()) {
-        store.delete_image(&image.id, true)?;
-    }
-    let layers = store.layers()?;
-    let parents: HashMap<&str, &str> = layers.iter().map(|layer| (&*layer.id, &*layer.parent)).collect();
-    let depth = |layer: &Stored<Layer>| {
-        // A chain that bites its tail is no deeper than there are layers.
-        std::iter::successors(Some(&*layer.id), |id| parents.get(id).copied()).take(parents.len() + 1).count()
-    };
-    let mut own: Vec<(usize, &Stored<Layer>)> =
-        layers.iter().filter(|layer| !layer.is_read_only()).map(|layer| (depth(layer), layer)).collect();
-    own.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
-    for (_, layer) in own {
-        store.unmount(&layer.id, true)?;
-        match store.delete_layer(&layer.id) {
-            Err(error) if error.kind() == ErrorKind::LayerHasChildren => store.delete(&layer.id)?,
-            other => other?,
-        }
+    let failed = store.wipe()?;
+    let outcome = if failed.is_empty() { Outcome::Done } else { Outcome::Failed };
+    for error in failed {
+        output::complain(&super::chain(error));
     }
     if json {
         output::json("")?;
     }
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 pub(crate) fn version(json: bool) -> Result<Outcome> {

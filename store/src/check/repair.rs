@@ -80,7 +80,7 @@ impl Store {
         failed
     }
 
-    fn remove_container(&self, id: &str) -> Result<()> {
+    pub(crate) fn remove_container(&self, id: &str) -> Result<()> {
         match self.delete_container(id) {
             // Its layer is not among the records any more, or never could be.
             Err(Error::LayerNotKnown { .. } | Error::InvalidId(_)) => self.forget_container(id),
@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// A layer of the driver that has no record; looked up again, since somebody may have made it meanwhile.
-    fn remove_unaccounted(&self, id: &str) -> Result<()> {
+    pub(crate) fn remove_unaccounted(&self, id: &str) -> Result<()> {
         let layers = self.layers.records.write()?;
         if layers.table().by_id(id).is_some() {
             return Ok(());
@@ -130,7 +130,7 @@ impl Store {
     }
 
     /// Removes the record of a layer whose id can be no file name, so that there is nothing else of it.
-    fn forget_impossible_layer(&self, id: &str) -> Result<()> {
+    pub(crate) fn forget_impossible_layer(&self, id: &str) -> Result<()> {
         let mut layers = self.layers.records.write()?;
         let files = layers.change().remove(&[id]);
         layers.save(&files)
