@@ -120,6 +120,9 @@ fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
     let opened = match settings::open(&cli.global, before, cli.verb.only_looks()) {
         Ok(opened) => opened,
         Err(error) => {
+            if let Some(outcome) = cli.verb.run_unopened(&error) {
+                return outcome;
+            }
             output::line(&format!("error initializing: {}", cmd::chain(error)))?;
             return Ok(Outcome::Failed);
         }

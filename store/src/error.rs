@@ -232,6 +232,20 @@ pub enum Error {
     /// A string that cannot be an id.
     #[error(transparent)]
     InvalidId(#[from] InvalidId),
+    /// The driver that was asked for is the one that the store had before it was converted.
+    #[error(
+        "the store was converted from {from}{}: ask for its driver now, on the command line or in storage.conf{}",
+        to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default(),
+        old.as_ref().map(|old| format!(" (the old store is in {})", old.display())).unwrap_or_default()
+    )]
+    WasConverted {
+        /// The driver it had.
+        from: String,
+        /// The driver it has, where that is known.
+        to: Option<String>,
+        /// Where the old store is, if it is still there.
+        old: Option<PathBuf>,
+    },
     /// Arguments that contradict each other, or that this store cannot serve.
     #[error("{problem}")]
     InvalidArgument {
@@ -341,6 +355,8 @@ pub enum ErrorKind {
     DigestMismatch,
     /// Bad arguments.
     InvalidArgument,
+    /// A store that was converted to another driver.
+    WasConverted,
     /// Records or layers on disk that contradict themselves.
     Corrupt,
     /// From the driver: see [`Error::Driver`].
@@ -377,6 +393,7 @@ impl ErrorKind {
             Self::DigestMismatch => "layer content incorrect digest",
             Self::ContainerRunning
             | Self::InvalidArgument
+            | Self::WasConverted
             | Self::Corrupt
             | Self::Driver
             | Self::Archive
@@ -416,6 +433,7 @@ impl Error {
             | Self::InvalidName { .. }
             | Self::InvalidArgument { .. }
             | Self::ShiftingNotEnabled { .. } => ErrorKind::InvalidArgument,
+            Self::WasConverted { .. } => ErrorKind::WasConverted,
             Self::Corrupt { .. } | Self::DuplicateName { .. } | Self::Encode { .. } => ErrorKind::Corrupt,
             Self::LayerChanged { .. } => ErrorKind::LayerUsedByContainer,
             Self::PartlyApplied { source, .. } => source.kind(),

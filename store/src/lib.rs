@@ -68,6 +68,7 @@
 mod bigdata;
 mod check;
 mod containers;
+mod convert;
 mod delete;
 mod diff;
 mod dirs;
@@ -96,6 +97,7 @@ mod wipe;
 pub use check::{
     CheckOptions, CheckReport, Defect, ObjectKind, OnCheckProgress, Problem, Problems, RepairOptions, Unrepaired,
 };
+pub use convert::{ConvertEvent, ConvertOptions, Converted};
 pub use error::{Error, ErrorKind, Result};
 pub use gc::{Garbage, GarbageKind};
 pub use import::Imported;

@@ -13,6 +13,7 @@ use graph_core::select::{SelectRequest, Selection};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId, driver};
 use graph_sys::lock::LockKind;
 
+use crate::convert;
 use crate::dirs::Dir;
 use crate::error::{Error, Result};
 use crate::group::Group;
@@ -124,6 +125,7 @@ impl Store {
         let run_root = Dir::make(&options.run_root)?;
         let graph_lock = LockFile::new(options.root.join("storage.lock"));
         let mut is_new = false;
+        refuse_converted(&root, &options)?;
         let selection = {
             let guard = lock_for_opening(&graph_lock, &root, &options)?;
             let selection = registry.select(&select_request(&options))?;
@@ -279,7 +281,7 @@ fn lock_for_opening(lock: &LockFile, root: &Dir, options: &StoreOptions) -> Resu
     wait_for(lock, options).map(Some)
 }
 
-fn wait_for(lock: &LockFile, options: &StoreOptions) -> Result<LockGuard> {
+pub(crate) fn wait_for(lock: &LockFile, options: &StoreOptions) -> Result<LockGuard> {
     let tell;
     let wait = match &options.on_lock_wait {
         Some(on_wait) => {
@@ -301,7 +303,23 @@ fn asks_for_no_sync(options: &[String], driver: &str) -> bool {
     last.is_some_and(|option| option.value == "none")
 }
 
-fn select_request(options: &StoreOptions) -> SelectRequest {
+/// Completes a conversion that was interrupted at its very end, and refuses to begin an empty store of the driver that the
+/// store was converted from.
+fn refuse_converted(root: &Dir, options: &StoreOptions) -> Result<()> {
+    let finished = convert::finish_interrupted(root, options)?;
+    let Some(driver) = options.driver.as_deref().map(canonical) else { return Ok(()) };
+    match finished {
+        Some(finished) if finished.from == driver => {
+            Err(Error::WasConverted { from: finished.from, to: Some(finished.to), old: finished.old })
+        }
+        _ => match convert::was_converted(root, driver)? {
+            Some(old) => Err(Error::WasConverted { from: driver.to_owned(), to: None, old: Some(old) }),
+            None => Ok(()),
+        },
+    }
+}
+
+pub(crate) fn select_request(options: &StoreOptions) -> SelectRequest {
     SelectRequest {
         name: options.driver.clone(),
         priority: options.driver_priority.clone(),

@@ -7,6 +7,7 @@
 
 pub(crate) mod check;
 pub(crate) mod containers;
+pub(crate) mod convert;
 pub(crate) mod data;
 pub(crate) mod diffs;
 pub(crate) mod global;
@@ -60,6 +61,8 @@ pub(crate) enum Verb {
     #[command(flatten)]
     Stores(stores::StoreVerb),
     #[command(flatten)]
+    Convert(convert::ConvertVerb),
+    #[command(flatten)]
     Space(space::SpaceVerb),
     #[command(flatten)]
     Check(check::CheckVerb),
@@ -79,6 +82,7 @@ impl Verb {
             Self::Mounts(verb) => verb.run(opened),
             Self::Transfer(verb) => verb.run(opened),
             Self::Stores(verb) => verb.run(opened),
+            Self::Convert(verb) => verb.run(opened),
             Self::Space(verb) => verb.run(opened),
             Self::Check(verb) => verb.run(opened),
             Self::Ours(verb) => verb.run(opened),
@@ -95,6 +99,14 @@ impl Verb {
         match self {
             Self::Stores(verb) => verb.run_without_store(),
             Self::Ours(verb) => verb.run_without_store(),
+            _ => None,
+        }
+    }
+
+    /// Answers for a store that could not be opened, if that is all that the verb was to bring about.
+    pub(crate) fn run_unopened(&self, error: &anyhow::Error) -> Option<Result<Outcome>> {
+        match self {
+            Self::Convert(verb) => verb.run_converted(error),
             _ => None,
         }
     }

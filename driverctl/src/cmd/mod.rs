@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod containers;
+pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod data;
 pub(crate) mod diffs;

@@ -91,7 +91,7 @@ pub struct StoreUsage {
     pub containers: Vec<ContainerUsage>,
     /// What belongs to none of them: records, locks, the driver's own files, left-overs.
     pub other: Space,
-    /// All of the graph root, each inode once. Additional stores are not in it.
+    /// All of the graph root (and of a separate image store), each inode once. Additional stores are not in it.
     pub total: Space,
 }
 
@@ -129,18 +129,20 @@ impl Store {
     /// I/O; damaged records.
     pub fn disk_usage(&self, options: &UsageOptions<'_>) -> Result<StoreUsage> {
         let (layers, images, containers) = (self.layers()?, self.images()?, self.containers()?);
-        let mut roots = vec![Root::open(self.root(), self.driver.name())?];
-        for store in &self.additional {
-            roots.push(Root::open(&store.root, self.driver.name())?);
+        let own = std::iter::once(self.root()).chain(self.options.image_store.as_deref()).map(|root| (root, None));
+        let others = self.additional.iter().enumerate().map(|(number, store)| (store.root.as_path(), Some(number)));
+        let (mut roots, mut places) = (Vec::new(), Vec::new());
+        for (root, place) in own.chain(others) {
+            roots.push(Root::open(root, self.driver.name())?);
+            places.push(place);
         }
         let mut jobs: Vec<Job> = Vec::new();
         let mut sums: BTreeMap<Owner, Found> = BTreeMap::new();
-        for (number, root) in roots.iter().enumerate() {
-            let home = number.checked_sub(1).map_or(Home::Own, Home::Additional);
+        for (number, (root, place)) in roots.iter().zip(&places).enumerate() {
             let owners = walk::Owners {
-                layers: index(&layers, home, |layer| &layer.id),
-                images: index(&images, home, |image| &image.id),
-                containers: index(&containers, home, |container| &container.id),
+                layers: index(&layers, *place, |layer| &layer.id),
+                images: index(&images, *place, |image| &image.id),
+                containers: index(&containers, *place, |container| &container.id),
                 root: number,
             };
             root.split(&owners, &mut jobs, &mut sums)?;
@@ -151,7 +153,14 @@ impl Store {
 
         let own_layer = |id: &str| layers.iter().position(|layer| layer.id == id).map(Owner::Layer);
         let of = |owner: Owner| sums.get(&owner).map_or(Space::NONE, Found::space);
-        let total = sum(&sums, sums.keys().copied().filter(|owner| is_own(*owner, &layers, &images)));
+        let is_own = |owner: &Owner| match owner {
+            Owner::Layer(number) => layers.get(*number).is_some_and(|layer| !layer.is_read_only()),
+            Owner::Image(number) => images.get(*number).is_some_and(|image| !image.is_read_only()),
+            Owner::Container(_) => true,
+            Owner::Root(number) => places.get(*number).is_some_and(Option::is_none),
+        };
+        let total = sum(&sums, sums.keys().copied().filter(is_own));
+        let others = sums.keys().copied().filter(|owner| matches!(owner, Owner::Root(_)) && is_own(owner));
         let chains: Vec<Vec<Owner>> = images.iter().map(|image| chain(image, &layers)).collect();
         let mut users: HashMap<Owner, usize> = HashMap::new();
         for owner in chains.iter().flatten() {
@@ -181,25 +190,16 @@ impl Store {
             layers: (layers.iter().enumerate())
                 .map(|(number, layer)| LayerUsage { layer: layer.clone(), space: of(Owner::Layer(number)) })
                 .collect(),
-            other: of(Owner::Root(0)),
+            other: sum(&sums, others),
             total,
         })
     }
 }
 
-/// Whether something lies in the store itself and not in an additional one.
-fn is_own(owner: Owner, layers: &[Stored<Layer>], images: &[Stored<Image>]) -> bool {
-    match owner {
-        Owner::Layer(number) => layers.get(number).is_some_and(|layer| !layer.is_read_only()),
-        Owner::Image(number) => images.get(number).is_some_and(|image| !image.is_read_only()),
-        Owner::Container(_) => true,
-        Owner::Root(number) => number == 0,
-    }
-}
-
 /// The numbers of what lies in one store, by id.
-fn index<T>(all: &[Stored<T>], home: Home, id: impl Fn(&T) -> &String) -> HashMap<String, usize> {
-    let own = all.iter().enumerate().filter(|(_, one)| one.home() == home);
+fn index<T>(all: &[Stored<T>], additional: Option<usize>, id: impl Fn(&T) -> &String) -> HashMap<String, usize> {
+    let place = |home| if let Home::Additional(number) = home { Some(number) } else { None };
+    let own = all.iter().enumerate().filter(|(_, one)| place(one.home()) == additional);
     own.map(|(number, one)| (id(one).clone(), number)).collect()
 }
 
