@@ -166,12 +166,9 @@ impl Store {
         let mounts = self.mounts.write()?;
         let images = self.images.records.write()?;
         let containers = self.containers.records.write()?;
-        let old = if self.refuse_use(mounts.table(), containers.table())? {
-            // What was opened below the mount that is gone cannot be used to mount things any more.
-            registry.select(&select_request(&self.options))?.driver
-        } else {
-            Arc::clone(&self.driver)
-        };
+        self.refuse_use(mounts.table(), containers.table())?;
+        // Anew: what was opened below a mount of the home that is gone cannot be mounted.
+        let old = registry.select(&select_request(&self.options))?.driver;
         self.refuse_foreign_layers(&*old, layers.table(), images.table())?;
 
         let staging = root.make_dir(&switch::staging_name(to))?;
@@ -209,9 +206,8 @@ impl Store {
         })
     }
 
-    /// Refuses while something is mounted: its files may change under our eyes. Whether a mount on the driver's home was
-    /// taken away.
-    fn refuse_use(&self, mounts: &Table<MountPoint>, containers: &Table<Container>) -> Result<bool> {
+    /// Refuses while something is mounted: its files may change under our eyes.
+    fn refuse_use(&self, mounts: &Table<MountPoint>, containers: &Table<Container>) -> Result<()> {
         if let Some(row) = mounts.iter().find(|row| row.count > 0) {
             return Err(Error::LayerMounted { id: row.id.clone(), path: row.path.clone().into() });
         }
@@ -219,14 +215,13 @@ impl Store {
             self.refuse_running(&container.id)?;
         }
         // Engines bind the home on itself while layers are mounted, and some leave it so.
-        let bound = self.driver.is_ready_to_mount()?;
         self.driver.cleanup()?;
         let home = self.root().join(self.driver.name());
         let all = graph_sys::mountinfo::read().map_err(|e| Error::io("read", "/proc/self/mountinfo", e))?;
         let points = all.into_iter().map(|mount| PathBuf::from(OsString::from_vec(mount.mount_point)));
         match points.into_iter().find(|path| path.starts_with(&home)) {
             Some(path) => Err(refused(format!("{} is mounted: unmount it first", path.display()))),
-            None => Ok(bound),
+            None => Ok(()),
         }
     }
 
