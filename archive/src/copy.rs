@@ -13,6 +13,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use graph_sys::found::Found;
 use graph_sys::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat, linkat, mknodat,
     openat, readlinkat, statat, symlinkat, utimensat,
@@ -25,7 +26,7 @@ use graph_sys::xattr::{self, SetMode};
 use crate::attribute_ids;
 use crate::error::{Error, Result, show};
 use crate::idmap::{IdMappings, IdPair};
-use crate::walk::Descent;
+use crate::walk::{Descent, is_gone};
 
 /// Who owns the copies.
 #[derive(Clone, Debug, Default)]
@@ -89,8 +90,8 @@ pub struct CopyReport {
 /// Copies what is in the directory `source` into `destination`, an empty directory that then gets the source's owner,
 /// mode, times and attributes too.
 ///
-/// Symbolic links are never followed. Both trees must be left alone meanwhile; files that vanish from the source are
-/// errors.
+/// Symbolic links are never followed, and nothing but regular files and directories is ever opened. The copy is of one
+/// moment only if both trees are left alone meanwhile; what vanishes from the source before it is looked at is left out.
 ///
 /// # Errors
 /// I/O errors with the path below the root; what has been copied by then stays.
@@ -113,12 +114,12 @@ pub fn copy_file(
     new_name: &[u8],
     options: &CopyOptions,
 ) -> Result<CopyReport> {
-    let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| Error::io("stat", name, error))?;
+    let mut copy = Copy::new(source, destination, options)?;
+    let (stat, found) = copy.look(name, true)?.ok_or_else(|| Error::io("find", name, Errno::NOENT))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         return Err(Error::io("copy", name, Errno::ISDIR));
     }
-    let mut copy = Copy::new(source, destination, options)?;
-    copy.other(name, new_name, &stat)?;
+    copy.other(name, new_name, &stat, found.as_ref())?;
     Ok(copy.report)
 }
 
@@ -168,7 +169,17 @@ impl<'c> Copy<'c> {
                 continue;
             };
             if let Some(stat) = self.entry(&entry)? {
-                self.from.enter(&entry.name)?;
+                match self.from.enter(&entry.name) {
+                    Err(error) if is_gone(&error) => {
+                        // What is merged into may have been there before.
+                        if !self.options.merge {
+                            fs::unlinkat(self.to.directory()?, entry.name.as_slice(), AtFlags::REMOVEDIR)
+                                .map_err(|error| self.failed("remove", &entry.name, error))?;
+                        }
+                        continue;
+                    }
+                    entered => entered?,
+                }
                 self.to.enter(&entry.name)?;
                 levels.push((self.from.list(&mut buffer)?.into_iter(), stat));
             }
@@ -179,14 +190,10 @@ impl<'c> Copy<'c> {
     /// Copies one thing; gives a directory's status, for its content is still to come.
     fn entry(&mut self, entry: &OwnedEntry) -> Result<Option<Stat>> {
         let name = entry.name.as_slice();
-        if entry.file_type == FileType::RegularFile {
-            self.file(name, name)?;
-            return Ok(None);
-        }
-        let stat = statat(self.from.directory()?, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| self.failed("stat", name, error))?;
+        let maybe_file = matches!(entry.file_type, FileType::RegularFile | FileType::Unknown);
+        let Some((stat, found)) = self.look(name, maybe_file)? else { return Ok(None) };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            self.other(name, name, &stat)?;
+            self.other(name, name, &stat, found.as_ref())?;
             return Ok(None);
         }
         if (stat.st_dev, stat.st_ino) == self.itself {
@@ -225,12 +232,12 @@ impl<'c> Copy<'c> {
         }
     }
 
-    /// Copies something that is no directory.
-    fn other(&mut self, name: &[u8], new: &[u8], stat: &Stat) -> Result<()> {
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::RegularFile {
-            return self.file(name, new);
+    /// Copies something that is no directory; `found` if it is a regular file.
+    fn other(&mut self, name: &[u8], new: &[u8], stat: &Stat, found: Option<&Found>) -> Result<()> {
+        if let Some(found) = found {
+            return self.file(name, new, found);
         }
+        let kind = FileType::from_raw_mode(stat.st_mode);
         self.make_way(new)?;
         if self.link(new, stat)? {
             return Ok(());
@@ -238,8 +245,14 @@ impl<'c> Copy<'c> {
         let to = self.to.directory()?;
         match kind {
             FileType::Symlink => {
-                let target = readlinkat(self.from.directory()?, name, Vec::new())
-                    .map_err(|error| self.failed("read link", name, error))?;
+                let target = match readlinkat(self.from.directory()?, name, Vec::new()) {
+                    // Gone, or no link any more.
+                    Err(Errno::NOENT | Errno::INVAL) => {
+                        self.linked.remove(&(stat.st_dev, stat.st_ino));
+                        return Ok(());
+                    }
+                    target => target.map_err(|error| self.failed("read link", name, error))?,
+                };
                 symlinkat(target.as_c_str(), to, new).map_err(|error| self.failed("make link", name, error))?;
             }
             _ => match mknodat(to, new, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
@@ -253,6 +266,28 @@ impl<'c> Copy<'c> {
         }
         self.report.inodes = self.report.inodes.saturating_add(1);
         self.attributes_at(name, new, stat)
+    }
+
+    /// Looks at a name of the source, which a regular file is held by: nothing is opened before it is known to be one, for
+    /// a device may have taken its name. `maybe_file` is what was heard of it.
+    fn look(&self, name: &[u8], maybe_file: bool) -> Result<Option<(Stat, Option<Found>)>> {
+        let directory = self.from.directory()?;
+        let looked = || -> Result<(Stat, Option<Found>), Errno> {
+            if !maybe_file {
+                let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Ok((stat, None));
+                }
+            }
+            let found = Found::at(directory, name)?;
+            let is_file = found.file_type() == FileType::RegularFile;
+            Ok((*found.status(), is_file.then_some(found)))
+        };
+        match looked() {
+            Ok(looked) => Ok(Some(looked)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed("find", name, error)),
+        }
     }
 
     /// Makes a further name of an inode that has been copied. False for one that has not.
@@ -279,15 +314,13 @@ impl<'c> Copy<'c> {
         Ok(false)
     }
 
-    fn file(&mut self, name: &[u8], new: &[u8]) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = openat(self.from.directory()?, name, flags, Mode::empty())
-            .map_err(|error| self.failed("open", name, error))?;
-        let stat = fs::fstat(&source).map_err(|error| self.failed("stat", name, error))?;
+    fn file(&mut self, name: &[u8], new: &[u8], found: &Found) -> Result<()> {
+        let stat = *found.status();
         self.make_way(new)?;
         if self.link(new, &stat)? {
             return Ok(());
         }
+        let source = found.open_to_read().map_err(|error| self.failed("open", name, error))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let destination = openat(self.to.directory()?, new, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|error| self.failed("make file", name, error))?;
@@ -335,8 +368,11 @@ impl<'c> Copy<'c> {
         let (uid, gid) = self.owner(stat, name)?;
         let owned = chownat(self.to.directory()?, new, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
         self.owned(owned, name)?;
-        let names = xattr::list_at(self.from.directory()?, name)
-            .map_err(|error| self.failed("list the attributes of", name, error))?;
+        let names = match xattr::list_at(self.from.directory()?, name) {
+            // Gone meanwhile.
+            Err(Errno::NOENT) => xattr::Names::default(),
+            names => names.map_err(|error| self.failed("list the attributes of", name, error))?,
+        };
         for key in names.iter() {
             if !is_kept(key) {
                 continue;

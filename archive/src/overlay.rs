@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use graph_sys::fs::FileType;
+use graph_sys::io::Errno;
 use graph_sys::special::WHITEOUT_DEVICE;
 use graph_sys::statx::Metadata;
 use graph_sys::xattr;
@@ -27,11 +28,14 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    /// One of the overlay's own attributes of the object `name` in `directory`; `parent` is for errors.
+    /// One of the overlay's own attributes of the object `name` in `directory`; `parent` is for errors. What is gone has
+    /// none.
     pub(crate) fn get(self, directory: impl AsFd, name: &[u8], parent: &[u8], mark: &[u8]) -> Result<Option<Vec<u8>>> {
         let attribute = [self.namespace.prefix(), mark].concat();
-        xattr::get_at(directory, name, &attribute)
-            .map_err(|error| Error::io("read attributes of", join(parent, name), error))
+        match xattr::get_at(directory, name, &attribute) {
+            Err(Errno::NOENT) => Ok(None),
+            value => value.map_err(|error| Error::io("read attributes of", join(parent, name), error)),
+        }
     }
 
     pub(crate) fn opacity(self, directory: impl AsFd, name: &[u8], parent: &[u8]) -> Result<Opacity> {

@@ -65,9 +65,12 @@ impl Descent {
         join(&self.path, name)
     }
 
-    /// The names in the current directory, sorted by bytes.
+    /// The names in the current directory, sorted by bytes; none when it has been removed meanwhile.
     pub fn list(&self, buffer: &mut DirBuffer) -> Result<Vec<OwnedEntry>> {
-        read_sorted(self.directory()?, buffer).map_err(|error| self.error("list", error))
+        match read_sorted(self.directory()?, buffer) {
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            listed => listed.map_err(|error| self.error("list", error)),
+        }
     }
 
     /// Goes into a directory of the current one; never through a symbolic link.
@@ -120,6 +123,15 @@ impl Descent {
     pub fn error(&self, operation: &'static str, error: Errno) -> Error {
         let path: &[u8] = if self.path.is_empty() { b"." } else { &self.path };
         Error::io(operation, path, error)
+    }
+}
+
+/// Whether a directory or file was there no more, or something else in its place, when its name was used.
+pub fn is_gone(error: &Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+    match error {
+        Error::Io { source, .. } => gone.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error())),
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ pub use rustix::{io, path, process, rand, thread, time};
 mod error;
 pub mod extents;
 pub mod fault;
+pub mod found;
 pub mod getdents;
 pub mod idmap;
 pub mod lock;

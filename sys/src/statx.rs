@@ -71,6 +71,32 @@ pub struct Metadata {
     pub is_mount_root: Option<bool>,
 }
 
+impl From<&rustix::fs::Stat> for Metadata {
+    /// What `stat` tells too; the rest is `None`.
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        // A nanosecond field holds 0 to 999,999,999 whatever its type is.
+        let time = |seconds, nanoseconds| Time { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
+        Self {
+            file_type: FileType::from_raw_mode(stat.st_mode),
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            inode: stat.st_ino,
+            device: stat.st_dev,
+            node_device: stat.st_rdev,
+            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+            atime: time(stat.st_atime, stat.st_atime_nsec),
+            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+            btime: None,
+            mount: None,
+            is_mount_root: None,
+        }
+    }
+}
+
 /// All about the file `path` below `dir`, a symbolic link not followed; `dir` itself for an empty path.
 ///
 /// # Errors
@@ -152,6 +178,8 @@ mod tests {
         assert_eq!((metadata.device, metadata.inode), (stat.st_dev, stat.st_ino));
         assert_eq!((metadata.mode, metadata.size, metadata.uid), (0o777, 7, stat.st_uid));
         assert_eq!(metadata.mtime, Time { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 });
+        let same = Metadata { btime: None, mount: None, is_mount_root: None, ..metadata };
+        assert_eq!(Metadata::from(&stat), same);
         assert_eq!(super::metadata(&dir, b"").unwrap().inode, rustix::fs::fstat(&dir).unwrap().st_ino);
         assert_eq!(super::metadata(&dir, b"nowhere"), Err(Errno::NOENT));
         assert_eq!(super::metadata(CWD, b"/proc").unwrap().is_mount_root, Some(true));

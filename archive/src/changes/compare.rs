@@ -6,14 +6,13 @@ use std::os::fd::BorrowedFd;
 
 use graph_sys::fs::FileType;
 use graph_sys::getdents::{DirBuffer, OwnedEntry};
-use graph_sys::io::Errno;
 use graph_sys::statx;
 
 use super::status::{Collector, Object, differ, status};
 use super::{ChangeKind, ChangeSet};
 use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
-use crate::walk::Descent;
+use crate::walk::{Descent, is_gone};
 
 /// A tree to compare.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +151,13 @@ impl Walk<'_> {
             Object { directory: old_tree.directory()?, status: &old_status, mappings: old_mappings, namespace: None };
         let new_object =
             Object { directory: self.new.directory()?, status: &new_status, mappings: self.mappings, namespace: None };
-        let different = differ(&old_object, &new_object, self.new.path(), name)?;
+        let different = match differ(&old_object, &new_object, self.new.path(), name) {
+            Err(error) if is_gone(&error) => {
+                self.note(ChangeKind::Delete, name, None);
+                return Ok(());
+            }
+            different => different?,
+        };
         if different {
             self.note(ChangeKind::Modify, name, Some(&new_status));
         }
@@ -166,7 +171,7 @@ impl Walk<'_> {
         }
         match self.new.enter(name) {
             Ok(()) => {}
-            Err(Error::Io { source, .. }) if is_gone(&source) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),
         }
         if in_old && let Some((old, _)) = &mut self.old {
@@ -174,11 +179,6 @@ impl Walk<'_> {
         }
         self.open_frame(in_old, listed)
     }
-}
-
-fn is_gone(error: &std::io::Error) -> bool {
-    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
-    gone.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Lists as Modify all directories on the way to the current one, of path `path`, that are not listed yet.

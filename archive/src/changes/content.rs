@@ -1,22 +1,32 @@
 //! Whether two files hold the same.
+//!
+//! A container may put something else under the name of what was a file a moment ago, so it is looked at again before it is
+//! opened.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use graph_sys::fs::{self, Mode, OFlags};
+use graph_sys::found::Found;
+use graph_sys::fs::FileType;
 
 use crate::error::{Error, Result};
 use crate::walk::join;
 
-/// Whether the regular files `name` in two directories hold the same `size` bytes. `parent` is for errors.
+/// Whether the files `name` in two directories are regular and hold the same `size` bytes. `parent` is for errors.
 pub(super) fn same(old: impl AsFd, new: impl AsFd, parent: &[u8], name: &[u8], size: u64) -> Result<bool> {
     let failed = |error: io::Error| Error::io("read", join(parent, name), error);
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let open = |directory| -> io::Result<File> { Ok(fs::openat(directory, name, flags, Mode::empty())?.into()) };
-    let old = open(old.as_fd()).map_err(failed)?;
-    let new = open(new.as_fd()).map_err(failed)?;
+    let open = |directory| -> io::Result<Option<File>> {
+        let found = Found::at(directory, name)?;
+        if found.file_type() != FileType::RegularFile {
+            return Ok(None);
+        }
+        Ok(Some(found.open_to_read()?.into()))
+    };
+    let (Some(old), Some(new)) = (open(old.as_fd()).map_err(failed)?, open(new.as_fd()).map_err(failed)?) else {
+        return Ok(false);
+    };
     let (mut a, mut b) = (vec![0; 128 << 10], vec![0; 128 << 10]);
     let mut offset = 0_u64;
     while offset < size {

@@ -15,7 +15,7 @@ use crate::apply::XattrNamespace;
 use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
 use crate::overlay::{Marks, Opacity};
-use crate::walk::Descent;
+use crate::walk::{Descent, is_gone};
 
 /// Directories of lower layers that are held open; those further up are closed first.
 const OPEN_LOWERS: usize = 192;
@@ -278,7 +278,13 @@ impl Walk<'_> {
             Below::Object(number, before) => (before, *number),
             Below::Directories(numbers, before) => (before, numbers.first().map_or(0, |first| first.0)),
         };
-        let different = self.differs(name, number, before, &upper)?;
+        let different = match self.differs(name, number, before, &upper) {
+            Err(error) if is_gone(&error) => {
+                self.note(ChangeKind::Delete, name, None);
+                return Ok(());
+            }
+            different => different?,
+        };
         if different {
             self.note(ChangeKind::Modify, name, Some(&upper));
         }
@@ -327,8 +333,11 @@ impl Walk<'_> {
                 .map_err(|error| Error::io("open lower", self.upper.join(name), error))?;
             lowers.push(LowerDirectory { index: lower.index, directory: Some(directory), xattr_whiteouts });
         }
+        match self.upper.enter(name) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            entered => entered?,
+        }
         self.open = self.open.saturating_add(lowers.len());
-        self.upper.enter(name)?;
         self.open_frame(lowers, opacity, parent_opaque || opacity == Opacity::Opaque, listed)
     }
 }

@@ -6,7 +6,8 @@ use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use graph_sys::fs::{self, FileType, Mode, OFlags};
+use graph_sys::found::Found;
+use graph_sys::fs::{self, FileType};
 use graph_sys::io::Errno;
 use graph_sys::reflink::next_data;
 use graph_sys::statx::{self, Metadata as Status};
@@ -20,6 +21,59 @@ use crate::idmap::IdPair;
 use crate::overlay::{Marks, Opacity};
 use crate::tar::{Encoder, align_runs};
 use crate::whiteout::{self, Whiteout};
+
+/// Where an object is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'p> {
+    pub(super) directory: BorrowedFd<'p>,
+    /// The last component of `path`.
+    pub(super) name: &'p [u8],
+    /// Below the root.
+    pub(super) path: &'p [u8],
+    /// Its directory may hold whiteouts in the form of files with an attribute.
+    pub(super) xattr_whiteouts: bool,
+    /// It is a regular file as far as is known. Those are held before they are looked at, so that what is opened is what was
+    /// seen: a container that runs may put a device in its place.
+    pub(super) maybe_file: bool,
+}
+
+/// What attributes are read of.
+#[derive(Clone, Copy, Debug)]
+enum Object<'o> {
+    Open(BorrowedFd<'o>),
+    Named(BorrowedFd<'o>, &'o [u8]),
+}
+
+impl Object<'_> {
+    fn list(self) -> Result<xattr::Names, Errno> {
+        match self {
+            Self::Open(file) => xattr::list(file),
+            Self::Named(directory, name) => xattr::list_at(directory, name),
+        }
+    }
+    fn get(self, attribute: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+        match self {
+            Self::Open(file) => xattr::get(file, attribute),
+            Self::Named(directory, name) => xattr::get_at(directory, name, attribute),
+        }
+    }
+}
+
+/// Names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Why there is no member.
+enum Gone {
+    /// The object is not there any more.
+    Vanished,
+    Failed(Error),
+}
+
+impl From<Error> for Gone {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// Writes members.
 pub(super) struct Members<'a, W: Write> {
@@ -65,7 +119,11 @@ impl<'a, W: Write> Members<'a, W> {
     /// A member for the root.
     pub(super) fn root(&mut self, root: BorrowedFd<'_>) -> Result<()> {
         let Some(status) = status(root, b"", b".")? else { return Ok(()) };
-        let metadata = self.metadata(root, b".", b".", &status)?;
+        let metadata = match self.metadata(Object::Named(root, b"."), b".", &status) {
+            Ok(metadata) => metadata,
+            Err(Gone::Vanished) => return Ok(()),
+            Err(Gone::Failed(error)) => return Err(error),
+        };
         self.write(b"./".to_vec(), EntryKind::Directory, Vec::new(), metadata)
     }
 
@@ -84,15 +142,27 @@ impl<'a, W: Write> Members<'a, W> {
         if self.options.root { [b"./", path].concat() } else { path.to_vec() }
     }
 
-    /// The member or members of one object, the last component `name` of `path`; whether it is a directory.
-    pub(super) fn object(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        path: &[u8],
-        name: &[u8],
-        xattr_whiteouts: bool,
-    ) -> Result<bool> {
-        let Some(status) = status(directory, name, path)? else { return Ok(false) };
+    /// The member or members of one object; whether it is a directory. None when the object is gone.
+    pub(super) fn object(&mut self, place: Place<'_>) -> Result<bool> {
+        match self.members(place) {
+            Err(Gone::Vanished) => Ok(false),
+            Err(Gone::Failed(error)) => Err(error),
+            Ok(is_directory) => Ok(is_directory),
+        }
+    }
+
+    fn members(&mut self, place: Place<'_>) -> Result<bool, Gone> {
+        let Place { directory, name, path, xattr_whiteouts, maybe_file } = place;
+        let mut found = if maybe_file { Some(find(directory, name, path)?) } else { None };
+        let mut status = match &found {
+            Some(found) => Status::from(found.status()),
+            None => status(directory, name, path)?.ok_or(Gone::Vanished)?,
+        };
+        if found.is_none() && status.file_type == FileType::RegularFile {
+            let again = find(directory, name, path)?;
+            status = Status::from(again.status());
+            found = Some(again);
+        }
         // Before anything is asked of its owner, which means nothing.
         if let Some(marks) = self.marks()
             && marks.is_whiteout(directory, name, path, &status, xattr_whiteouts)?
@@ -113,7 +183,7 @@ impl<'a, W: Write> Members<'a, W> {
                     self.write(self.member_name(path), EntryKind::File, Vec::new(), metadata)?;
                     return Ok(false);
                 }
-                Err(defect) => return Err(Error::input(path, 0, defect)),
+                Err(defect) => return Err(Error::input(path, 0, defect).into()),
             }
         }
         let kind = match status.file_type {
@@ -134,8 +204,19 @@ impl<'a, W: Write> Members<'a, W> {
                 return Ok(false);
             }
         };
-        let metadata = self.metadata(directory, name, path, &status)?;
         let mut member = self.member_name(path);
+        let key = (status.device, status.inode);
+        let first = if kind != EntryKind::Directory && status.links > 1 { self.links.get(&key).cloned() } else { None };
+        if let (EntryKind::File, None, Some(found)) = (kind, &first, &found)
+            && status.size > 0
+        {
+            let file = found.open_to_read().map_err(|error| Error::io("open", path, error))?;
+            let metadata = self.metadata(Object::Open(file.as_fd()), path, &status)?;
+            let member = self.first_name(key, &status, member);
+            self.file(file, path, status.size, member, metadata)?;
+            return Ok(false);
+        }
+        let metadata = self.metadata(Object::Named(directory, name), path, &status)?;
         if kind == EntryKind::Directory {
             member.push(b'/');
             let opaque = self.opaque_member(directory, path, name, &metadata)?;
@@ -145,25 +226,29 @@ impl<'a, W: Write> Members<'a, W> {
             }
             return Ok(true);
         }
+        if let Some(first) = first {
+            self.write(member, EntryKind::HardLink, first, metadata)?;
+            return Ok(false);
+        }
+        let target = match kind {
+            EntryKind::Symlink => match fs::readlinkat(directory, name, Vec::new()) {
+                // Gone, or no link any more.
+                Err(Errno::NOENT | Errno::INVAL) => return Err(Gone::Vanished),
+                target => target.map_err(|error| Error::io("read link", path, error))?.into_bytes(),
+            },
+            _ => Vec::new(),
+        };
+        let member = self.first_name(key, &status, member);
+        self.write(member, kind, target, metadata)?;
+        Ok(false)
+    }
+
+    /// Keeps the name of an object that has others, for these.
+    fn first_name(&mut self, key: (u64, u64), status: &Status, member: Vec<u8>) -> Vec<u8> {
         if status.links > 1 {
-            let key = (status.device, status.inode);
-            if let Some(first) = self.links.get(&key) {
-                let first = first.clone();
-                self.write(member, EntryKind::HardLink, first, metadata)?;
-                return Ok(false);
-            }
             self.links.insert(key, member.clone());
         }
-        match kind {
-            EntryKind::File => self.file(directory, path, name, member, metadata)?,
-            EntryKind::Symlink => {
-                let target = fs::readlinkat(directory, name, Vec::new());
-                let target = target.map_err(|error| Error::io("read link", path, error))?;
-                self.write(member, kind, target.into_bytes(), metadata)?;
-            }
-            _ => self.write(member, kind, Vec::new(), metadata)?,
-        }
-        Ok(false)
+        member
     }
 
     /// The member that makes a directory opaque, if it is and hides something.
@@ -194,25 +279,28 @@ impl<'a, W: Write> Members<'a, W> {
         self.options.latest.map_or(time, |latest| time.min(latest))
     }
 
-    fn metadata(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8], status: &Status) -> Result<Metadata> {
+    fn metadata(&self, object: Object<'_>, path: &[u8], status: &Status) -> Result<Metadata, Gone> {
         let owner = self.options.mappings.to_container(IdPair { uid: status.uid, gid: status.gid }, path)?;
         Ok(Metadata {
             mode: status.mode,
             uid: owner.uid,
             gid: owner.gid,
             mtime: self.time(status),
-            xattrs: self.xattrs(directory, name, path)?,
+            xattrs: self.xattrs(object, path)?,
             ..Metadata::default()
         })
     }
 
     /// The attributes that layers hold, sorted, under the names that users see.
-    fn xattrs(&self, directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let failed = |error| Error::io("read attributes of", path, error);
+    fn xattrs(&self, object: Object<'_>, path: &[u8]) -> Result<Xattrs, Gone> {
+        let failed = |error| match error {
+            Errno::NOENT => Gone::Vanished,
+            error => Error::io("read attributes of", path, error).into(),
+        };
         let user_overlay =
             matches!(self.options.whiteouts, WhiteoutSource::Overlay { namespace: XattrNamespace::User, .. });
         let mut all = Vec::new();
-        for stored in xattr::list_at(directory, name).map_err(failed)?.iter() {
+        for stored in object.list().map_err(failed)?.iter() {
             let seen = match stored.strip_prefix(b"user.overlay.") {
                 Some(own) => match own.strip_prefix(b"overlay.") {
                     // Escaped by the overlay: a user's attribute.
@@ -224,7 +312,7 @@ impl<'a, W: Write> Members<'a, W> {
                 }
                 None => continue,
             };
-            let Some(value) = xattr::get_at(directory, name, stored).map_err(failed)? else { continue };
+            let Some(value) = object.get(stored).map_err(failed)? else { continue };
             let value = if seen == b"security.capability" { self.capability(value, path)? } else { value };
             all.push((seen, value));
         }
@@ -255,26 +343,12 @@ impl<'a, W: Write> Members<'a, W> {
         self.encoder.write_entry(&entry)
     }
 
-    fn file(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        path: &[u8],
-        name: &[u8],
-        member: Vec<u8>,
-        metadata: Metadata,
-    ) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let failed = |operation| move |error: Errno| Error::io(operation, path, error);
-        let file: OwnedFd = match fs::openat(directory, name, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(failed("open")(error)),
-        };
-        let size = fs::fstat(&file).map_err(failed("stat"))?.st_size;
-        let size = u64::try_from(size).unwrap_or(0);
+    /// A file with content.
+    fn file(&mut self, file: OwnedFd, path: &[u8], size: u64, member: Vec<u8>, metadata: Metadata) -> Result<()> {
         let mut sparse = None;
-        if self.options.encode.sparse && size > 0 {
-            let runs = align_runs(&data_runs(&file, size).map_err(failed("read"))?, size);
+        if self.options.encode.sparse {
+            let runs = data_runs(&file, size).map_err(|error| Error::io("read", path, error))?;
+            let runs = align_runs(&runs, size);
             let whole = [SparseRun { offset: 0, length: size }];
             sparse = (runs != whole).then_some(runs);
         }
@@ -297,6 +371,13 @@ impl<'a, W: Write> Members<'a, W> {
         }
         self.encoder.append_at(size, b"")
     }
+}
+
+fn find(directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Found, Gone> {
+    Found::at(directory, name).map_err(|error| match error {
+        Errno::NOENT | Errno::NOTDIR => Gone::Vanished,
+        error => Error::io("find", path, error).into(),
+    })
 }
 
 fn status(directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Option<Status>> {

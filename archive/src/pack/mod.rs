@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use graph_sys::fs::{Mode, OFlags};
+use graph_sys::fs::{FileType, Mode, OFlags};
 use graph_sys::getdents::{DirBuffer, OwnedEntry};
 use graph_sys::io::Errno;
 use graph_sys::resolve::RootDir;
@@ -26,9 +26,9 @@ use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
 use crate::overlay::Opacity;
 use crate::tar::EncodeOptions;
-use crate::walk::Descent;
+use crate::walk::{Descent, is_gone};
 use filter::Filter;
-use member::Members;
+use member::{Members, Place};
 
 /// In which form the tree states what lower layers lose.
 #[derive(Debug, Default)]
@@ -84,7 +84,8 @@ pub struct PackReport {
 
 /// Writes an archive of the tree at `root` to `out`, with the two zero blocks at its end, and flushes it.
 ///
-/// Objects that vanish between being listed and being read are left out.
+/// Objects that vanish between being listed and being read are left out. Nothing but regular files and directories is ever
+/// opened, whatever others put under their names meanwhile.
 ///
 /// # Errors
 /// [`Error::Unmapped`], I/O errors with the path concerned (a file that shrinks while it is read is one), and what the
@@ -157,12 +158,13 @@ impl<W: Write> Walk<'_, W> {
                 continue;
             };
             let xattr_whiteouts = frame.xattr_whiteouts;
-            self.entry(&entry.name, xattr_whiteouts)?;
+            self.entry(&entry, xattr_whiteouts)?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, name: &[u8], xattr_whiteouts: bool) -> Result<()> {
+    fn entry(&mut self, entry: &OwnedEntry, xattr_whiteouts: bool) -> Result<()> {
+        let name = entry.name.as_slice();
         let path = self.descent.join(name);
         let left_out = self.filter.excludes(&path);
         if left_out && !self.filter.brings_back() {
@@ -173,12 +175,13 @@ impl<W: Write> Walk<'_, W> {
         let is_directory = if left_out || again {
             self.members.is_directory(directory, name, &path)?
         } else {
-            self.members.object(directory, &path, name, xattr_whiteouts)?
+            let maybe_file = matches!(entry.file_type, FileType::RegularFile | FileType::Unknown);
+            self.members.object(Place { directory, name, path: &path, xattr_whiteouts, maybe_file })?
         };
         if is_directory {
             match self.descent.enter(name) {
                 Ok(()) => self.open_frame(None)?,
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -248,11 +251,12 @@ pub fn pack_changes<W: Write>(
             Some(known) if known.0 == above => known,
             _ => match root.open_beneath(above, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
                 Ok(directory) => (above.to_vec(), directory),
-                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
                 Err(error) => return Err(Error::io("open", above, error)),
             },
         };
-        members.object(directory.1.as_fd(), path, name, false)?;
+        let at = directory.1.as_fd();
+        members.object(Place { directory: at, name, path, xattr_whiteouts: false, maybe_file: true })?;
         parent = Some(directory);
     }
     members.finish()

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use graph_sys::fs::{self, FileType, Mode, OFlags};
+use graph_sys::found::Found;
+use graph_sys::fs::{FileType, OFlags};
 use graph_sys::io::Errno;
 use graph_sys::resolve::RootDir;
 
@@ -34,11 +35,11 @@ impl FileGetter for DirectoryGetter {
         for directory in &self.directories {
             match directory.open_in_root(name, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(found) => {
-                    let status = fs::fstat(&found).map_err(|error| failed(error.into()))?;
-                    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+                    let found = Found::of(found).map_err(|error| failed(error.into()))?;
+                    if found.file_type() != FileType::RegularFile {
                         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
                     }
-                    return reopen(&found).map_err(failed);
+                    return found.open_to_read().map(File::from).map_err(|error| failed(error.into()));
                 }
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
                 Err(error) => return Err(failed(error.into())),
@@ -46,10 +47,4 @@ impl FileGetter for DirectoryGetter {
         }
         Err(failed(io::ErrorKind::NotFound.into()))
     }
-}
-
-fn reopen(found: &impl AsFd) -> io::Result<File> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", found.as_fd().as_raw_fd());
-    Ok(File::from(fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?))
 }
