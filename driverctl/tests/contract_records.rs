@@ -641,6 +641,78 @@ fn root_contract_split_store() {
 }
 
 #[test]
+fn root_contract_owners_of_parent_directories() {
+    on_each("root_contract_owners_of_parent_directories", |it| {
+        // Shifting at mount time would leave the layers without mappings.
+        let run = |words: &[&str]| {
+            let words = it.with(words);
+            let mut command = it.store.command(&words);
+            command.env("_CONTAINERS_OVERLAY_DISABLE_IDMAP", "yes").output().unwrap()
+        };
+        let ok = |words: &[&str]| {
+            let out = run(words);
+            assert!(out.status.success() && out.stderr.is_empty(), "{words:?}: {}", both(&out));
+            String::from_utf8(out.stdout).unwrap()
+        };
+        let plain = ok(&["create-layer"]).trim_end().to_owned();
+        let layer = ok(&["create-layer", "--uidmap", "0:1000:10", "--gidmap", "0:0:10"]).trim_end().to_owned();
+        ok(&["create-image", "-n", "image", &layer]);
+        let container = ok(&["create-container", "-n", "plain", ""]).lines().next().unwrap().to_owned();
+        let mapped =
+            ok(&["create-container", "-n", "mapped", "--uidmap", "0:1000:10", "--gidmap", "0:1000:10", "image"]);
+        let mapped = mapped.lines().next().unwrap();
+        assert_eq!(ok(&["layer-parent-owners", &plain]), format!("ID: {plain}\n"));
+        assert_eq!(
+            ok(&["layer-parent-owners", "-j", &plain]),
+            format!("{{\"ID\":\"{plain}\",\"UIDs\":null,\"GIDs\":null}}\n")
+        );
+        assert_eq!(ok(&["container-parent-owners", "plain"]), format!("ID: {container}\nUIDs: []\nGIDs: []\n"));
+        let out = run(&["layer-parent-owners", &layer]);
+        assert_eq!((out.status.code(), both(&out)), (Some(1), "LayerParentOwner: layer is not mounted\n".to_owned()));
+        let out = run(&["container-parent-owners", "mapped"]);
+        assert_eq!(both(&out), "ContainerParentOwner: layer is not mounted\n");
+        ok(&["mount", &layer]);
+        ok(&["mount", "mapped"]);
+        assert_eq!(ok(&["layer-parent-owners", &layer]), format!("ID: {layer}\nUIDs: [0]\n"));
+        assert_eq!(ok(&["container-parent-owners", "mapped"]), format!("ID: {mapped}\nUIDs: [0]\nGIDs: [0]\n"));
+        assert_eq!(
+            ok(&["container-parent-owners", "-j", "mapped"]),
+            format!("{{\"ID\":\"{mapped}\",\"UIDs\":[0],\"GIDs\":[0]}}\n")
+        );
+        ok(&["unmount", &layer]);
+        ok(&["unmount", "mapped"]);
+    });
+}
+
+#[test]
+fn root_contract_additional_stores_of_storage_conf() {
+    on_each("root_contract_additional_stores_of_storage_conf", |it| {
+        let text = |name: &str| it.store.path(name).display().to_string();
+        let theirs = it.ok(&["--graph", &text("theirs"), "create-image", "-n", "image"]);
+        let theirs = theirs.lines().next().unwrap();
+        let conf = it.file(
+            "storage.conf",
+            format!(
+                "[storage]\ndriver = \"{}\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options]\nadditionalimagestores = [\"{}\"]\n",
+                it.driver(), text("root"), text("run"), text("theirs"),
+            )
+            .as_bytes(),
+        );
+        let ok = |words: &[&str]| {
+            let mut command = Command::new(support::DRIVERCTL);
+            run(command.env("CONTAINERS_STORAGE_CONF", &conf).args(it.with(words)))
+        };
+        assert!(ok(&["image", "image"]).contains("Read Only: true"));
+        ok(&["add-names", "-n", "more", "image"]);
+        assert_eq!(ok(&["image", "more"]), format!("ID: {theirs}\nName: more\nName: image\nTop Layer: \nSize: 0\n"));
+        ok(&["delete-image", "more"]);
+        assert_eq!(ok(&["images", "-q"]), format!("{theirs}\n"));
+        it.ok(&["--graph", &text("theirs"), "wipe"]);
+        it.ok(&["--graph", &text("theirs"), "shutdown"]);
+    });
+}
+
+#[test]
 fn root_contract_ids_from_outside_never_become_paths() {
     on_each("root_contract_ids_from_outside_never_become_paths", |it| {
         for id in ["../x", "a/b", ".", "..", "a\nb", "a\u{1b}[31m"] {

@@ -251,3 +251,63 @@ impl<T: Record> Drop for Writing<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Image;
+
+    fn group(dir: &std::path::Path) -> Group<Image> {
+        let dir = Arc::new(Dir::make(dir).unwrap());
+        let locks = vec![LockFile::new(dir.path().join("a.lock")), LockFile::new(dir.path().join("b.lock"))];
+        let file = |index, name| RecordFile { index, dir: Arc::clone(&dir), name, durability: Durability::None };
+        Group::new(locks, vec![file(0, "a.json"), file(1, "b.json")], None)
+    }
+
+    fn image(id: &str) -> Image {
+        Image { id: id.to_owned(), ..Image::default() }
+    }
+
+    #[test]
+    fn records_are_read_when_somebody_wrote_and_only_then() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (group(temporary.path()), group(temporary.path()));
+        let nothing = ours.read().unwrap();
+        assert!(Arc::ptr_eq(&nothing, &ours.read().unwrap()));
+        let mut writing = theirs.write().unwrap();
+        writing.change().insert(image("a"), 0);
+        writing.save(&[0]).unwrap();
+        drop(writing);
+        let seen = ours.read().unwrap();
+        assert!(seen.by_id("a").is_some() && Arc::ptr_eq(&seen, &ours.read().unwrap()));
+        // The writer itself has no need to read.
+        let own = theirs.read().unwrap();
+        assert!(Arc::ptr_eq(&own, &theirs.read().unwrap()));
+        // A token alone is enough, in whichever of the lock files; so is a file alone.
+        let second = LockFile::new(temporary.path().join("b.lock"));
+        second.lock(LockKind::Exclusive, Wait::Block).unwrap().record_write().unwrap();
+        let again = ours.read().unwrap();
+        assert!(!Arc::ptr_eq(&seen, &again));
+        ours.files[1].dir.write("b.json", br#"[{"id":"b"}]"#, Durability::None).unwrap();
+        assert!(ours.read().unwrap().by_id("b").is_some());
+        // What was changed and not saved is nobody's.
+        let mut writing = ours.write().unwrap();
+        writing.change().insert(image("c"), 0);
+        drop(writing);
+        assert!(ours.read().unwrap().by_id("c").is_none());
+    }
+
+    #[test]
+    fn each_record_goes_back_to_its_file() {
+        let temporary = tempfile::tempdir().unwrap();
+        let group = group(temporary.path());
+        let mut writing = group.write().unwrap();
+        writing.change().insert(image("a"), 0);
+        writing.change().insert(image("b"), 1);
+        writing.save(&[0, 1]).unwrap();
+        drop(writing);
+        let read = |name: &str| String::from_utf8(group.files[0].dir.read(name).unwrap().unwrap()).unwrap();
+        assert!(read("a.json").contains("\"a\"") && !read("a.json").contains("\"b\""));
+        assert!(read("b.json").contains("\"b\"") && !read("b.json").contains("\"a\""));
+    }
+}

@@ -85,6 +85,7 @@ mod mapped;
 mod mounts;
 mod names;
 mod options;
+mod parent_owners;
 mod parts;
 pub mod records;
 mod recovery;
@@ -106,6 +107,7 @@ pub use options::{
     CreateContainer, CreateImage, CreateLayer, DiffCompression, DiffOptions, Durability, Expected, MountOptions,
     OnLockWait, StoreOptions,
 };
+pub use parent_owners::ParentOwners;
 pub use records::{Container, Image, Layer};
 pub use store::{Store, Stored};
 pub use usage::{ContainerUsage, ImageUsage, LayerUsage, Space, StoreUsage, UsageOptions};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{ArgAction, Subcommand};
 
 use super::{IdMap, Json, Listing, Metadata, Objects};
-use crate::cmd::{Outcome, containers};
+use crate::cmd::{Outcome, containers, parent_owners};
 use crate::settings::Opened;
 
 /// Verbs on containers.
@@ -35,6 +35,8 @@ pub(crate) enum ContainerVerb {
         #[command(flatten)]
         json: Json,
     },
+    /// Whom the directories above mounted containers belong to, as far as their mappings leave them out
+    ContainerParentOwners(Objects),
     /// Delete containers
     #[command(alias = "deletecontainer")]
     DeleteContainer(Objects),
@@ -49,6 +51,7 @@ impl ContainerVerb {
             Self::CreateContainer { image, name, id, volatile, metadata, id_map, json } => {
                 containers::create(store, image, name, id.as_deref(), *volatile, metadata, id_map, json.json)
             }
+            Self::ContainerParentOwners(words) => parent_owners::of_containers(store, words),
             Self::DeleteContainer(words) => containers::delete(store, words),
         }
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{ArgAction, Args, Subcommand};
 
 use super::{IdMap, Json, Listing, Objects};
-use crate::cmd::{Outcome, driver_layers, layers};
+use crate::cmd::{Outcome, driver_layers, layers, parent_owners};
 use crate::settings::Opened;
 
 /// How a new layer is made.
@@ -84,6 +84,8 @@ pub(crate) enum LayerVerb {
     CreateStorageLayer(NewStorageLayer),
     /// Show layers
     Layer(Objects),
+    /// Whom the directories above mounted layers belong to, as far as the layers' mappings leave them out
+    LayerParentOwners(Objects),
     /// Delete layers that nothing uses
     #[command(alias = "deletelayer")]
     DeleteLayer(Objects),
@@ -99,6 +101,7 @@ impl LayerVerb {
             Self::StorageLayers { json } => driver_layers::list(store, json.json),
             Self::CreateStorageLayer(words) => driver_layers::create(store, words),
             Self::Layer(words) => layers::show(store, words),
+            Self::LayerParentOwners(words) => parent_owners::of_layers(store, words),
             Self::DeleteLayer(words) => layers::delete(store, words),
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod layers;
 pub(crate) mod mounts;
 pub(crate) mod objects;
 pub(crate) mod ours;
+pub(crate) mod parent_owners;
 pub(crate) mod stores;
 pub(crate) mod transfer;
 pub(crate) mod tree;
