@@ -3,6 +3,7 @@
 mod cli;
 mod cmd;
 mod id_map;
+mod namespace;
 mod output;
 mod progress;
 mod settings;
@@ -44,6 +45,15 @@ fn main() -> ExitCode {
             return ExitCode::from(syntax::BAD_FLAG);
         }
     };
+    if namespace::is_ordinary_user() && cli.global.unshare.unwrap_or_else(|| cli.verb.wants_user_namespace()) {
+        // As long as there is one thread.
+        let refused = namespace::start_again();
+        if refused.half_way || cli.global.unshare.is_some() || cli.verb.is_unshare() {
+            output::complain(&cmd::chain(refused.error));
+            return ExitCode::FAILURE;
+        }
+        // A user without ids of its own does what can be done without, and is told what cannot.
+    }
     let level = if cli.global.debug { tracing::Level::DEBUG } else { tracing::Level::ERROR };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
     match run(&cli, &before) {

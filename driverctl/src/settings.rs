@@ -22,7 +22,7 @@ pub(crate) struct Opened {
 }
 
 /// What the process was started with. The one place that looks at the environment.
-fn environment() -> Environment {
+pub(crate) fn environment() -> Environment {
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let variables: std::collections::BTreeMap<String, String> = variables.collect();
     let uid = graph_sys::process::geteuid().as_raw();

@@ -25,6 +25,9 @@ pub(crate) struct Global {
     /// Driver option, for example overlay.mountopt=nodev; may be given several times
     #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub(crate) storage_opt: Vec<String>,
+    /// First become root of a user namespace; the default for ordinary users, who can mostly do nothing without
+    #[arg(long, short = 'U', global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) unshare: Option<bool>,
     /// Log what is done, on standard error
     #[arg(long, short = 'D', global = true)]
     pub(crate) debug: bool,

@@ -17,6 +17,7 @@ pub(crate) mod mounts;
 pub(crate) mod ours;
 pub(crate) mod space;
 pub(crate) mod stores;
+pub(crate) mod surroundings;
 pub(crate) mod syntax;
 pub(crate) mod transfer;
 
@@ -67,6 +68,8 @@ pub(crate) enum Verb {
     #[command(flatten)]
     Check(check::CheckVerb),
     #[command(flatten)]
+    Surroundings(surroundings::SurroundingsVerb),
+    #[command(flatten)]
     Ours(ours::OurVerb),
 }
 
@@ -85,6 +88,7 @@ impl Verb {
             Self::Convert(verb) => verb.run(opened),
             Self::Space(verb) => verb.run(opened),
             Self::Check(verb) => verb.run(opened),
+            Self::Surroundings(verb) => verb.run(opened),
             Self::Ours(verb) => verb.run(opened),
         }
     }
@@ -94,10 +98,26 @@ impl Verb {
         matches!(self, Self::Check(verb) if verb.only_looks())
     }
 
+    /// What an ordinary user cannot do as such, and can as root of a user namespace. A mount would go with the namespace.
+    pub(crate) fn wants_user_namespace(&self) -> bool {
+        match self {
+            Self::Mounts(_) => false,
+            Self::Surroundings(_) => self.is_unshare(),
+            Self::Stores(stores::StoreVerb::Version { .. }) | Self::Ours(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Whether a user namespace is all that it is about.
+    pub(crate) fn is_unshare(&self) -> bool {
+        matches!(self, Self::Surroundings(surroundings::SurroundingsVerb::Unshare { .. }))
+    }
+
     /// Does it, if it is one of those that need no store and work where there is none.
     pub(crate) fn run_without_store(&self) -> Option<Result<Outcome>> {
         match self {
             Self::Stores(verb) => verb.run_without_store(),
+            Self::Surroundings(verb) => verb.run_without_store(),
             Self::Ours(verb) => verb.run_without_store(),
             _ => None,
         }
