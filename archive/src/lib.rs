@@ -16,6 +16,7 @@ pub mod limits;
 mod overlay;
 pub mod pack;
 pub mod pipeline;
+pub mod restore;
 pub mod split;
 pub mod tar;
 pub mod verify;

@@ -391,6 +391,23 @@ pub trait Driver: Send + Sync + fmt::Debug {
         })
     }
 
+    /// Opens the directory that the layer's own members lie in, for replacing single damaged files in it by rename.
+    ///
+    /// *Requires*: a layer of the driver's own store; to change anything in it, the exclusive lock.
+    ///
+    /// *After*: the driver is as before.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for drivers that cannot, and for additional stores;
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`Io`](crate::ErrorKind::Io).
+    fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> {
+        let _: &LayerId = id;
+        Err(Error::Unsupported {
+            driver: self.name().to_owned(),
+            operation: "replacing single files of a layer".to_owned(),
+        })
+    }
+
     /// What lies in the driver's own home and belongs to no layer, apart from what is in [`Driver::temp_dir_roots`]: names of
     /// layers that are gone, left-overs of dead processes. With `remove` it is removed; what cannot be removed has its error.
     ///
@@ -467,6 +484,7 @@ macro_rules! forward {
             fn diff_size(&self, request: &DiffRequest<'_>) -> Result<u64> { (**self).diff_size(request) }
             fn diff_getter(&self, id: &LayerId) -> Result<Box<dyn FileGetter + Send + '_>> { (**self).diff_getter(id) }
             fn peek(&self, id: &LayerId) -> Result<OwnedFd> { (**self).peek(id) }
+            fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> { (**self).content_directory(id) }
             fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> { (**self).leftovers(remove) }
             fn update_layer_id_map(&self, id: &LayerId, to_container: &IdMappings, to_host: &IdMappings, mount_label: &str) -> Result<()> {
                 (**self).update_layer_id_map(id, to_container, to_host, mount_label)

@@ -281,6 +281,10 @@ impl<D: Driver> Driver for NaiveDiff<D> {
         self.inner.peek(id)
     }
 
+    fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> {
+        self.inner.content_directory(id)
+    }
+
     fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> {
         self.inner.leftovers(remove)
     }

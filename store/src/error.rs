@@ -157,6 +157,15 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// Files of a layer were restored, and its archive still cannot be put together.
+    #[error("layer {id}: its files were restored, and it is still not what it was; delete it and fetch it again")]
+    StillDamaged {
+        /// The layer.
+        id: String,
+        /// What is wrong, beyond the digest.
+        #[source]
+        source: Option<graph_archive::Error>,
+    },
     /// The object lies in an additional store, which is never written.
     #[error("{what} is in the read-only store {}: called a write method on a read-only store", store.display())]
     ReadOnlyStore {
@@ -436,6 +445,7 @@ impl Error {
             Self::WasConverted { .. } => ErrorKind::WasConverted,
             Self::Corrupt { .. } | Self::DuplicateName { .. } | Self::Encode { .. } => ErrorKind::Corrupt,
             Self::LayerChanged { .. } => ErrorKind::LayerUsedByContainer,
+            Self::StillDamaged { .. } => ErrorKind::DigestMismatch,
             Self::PartlyApplied { source, .. } => source.kind(),
             Self::Driver(_) => ErrorKind::Driver,
             Self::Archive { .. } => ErrorKind::Archive,

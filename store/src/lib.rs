@@ -90,6 +90,7 @@ mod parts;
 pub mod records;
 mod recovery;
 mod refill;
+mod restore;
 mod store;
 mod table;
 mod usage;
@@ -109,5 +110,6 @@ pub use options::{
 };
 pub use parent_owners::ParentOwners;
 pub use records::{Container, Image, Layer};
+pub use restore::Restored;
 pub use store::{Store, Stored};
 pub use usage::{ContainerUsage, ImageUsage, LayerUsage, Space, StoreUsage, UsageOptions};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::Json;
-use crate::cmd::{Outcome, check};
+use crate::cmd::{Outcome, check, repair};
 use crate::settings::Opened;
 
 /// What `check` takes.
@@ -34,6 +34,24 @@ pub(crate) struct CheckWords {
 pub(crate) enum CheckVerb {
     /// Look for damage in layers, images and containers
     Check(CheckWords),
+    /// Restore damaged files of layers from where they came from, or remove what is damaged
+    Repair {
+        /// Only this layer, image or container, with what it is made of
+        #[arg(value_name = "ID")]
+        only: Option<String>,
+        // No comment for documentation: it would take the brackets for links.
+        #[arg(
+            long,
+            value_name = "SOURCE",
+            help = "Restore from here: oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], or a layer's blob"
+        )]
+        from: Option<String>,
+        /// Without --from: remove damaged containers as well
+        #[arg(long, short = 'f')]
+        force: bool,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Remove what belongs to no layer, image or container
     Gc {
         /// List what would be removed, and remove nothing
@@ -53,6 +71,20 @@ impl CheckVerb {
     pub(crate) fn run(&self, opened: &Opened) -> Result<Outcome> {
         match self {
             Self::Check(words) => check::check(&opened.store, words),
+            Self::Repair { only, from: None, force, json } => {
+                let words = CheckWords {
+                    only: only.clone(),
+                    max: "24h".to_owned(),
+                    repair: true,
+                    force: *force,
+                    quick: false,
+                    json: *json,
+                };
+                check::check(&opened.store, &words)
+            }
+            Self::Repair { only, from: Some(from), json, .. } => {
+                repair::restore(&opened.store, only.as_deref(), from, json.json)
+            }
             Self::Gc { dry_run, json } => check::gc(&opened.store, *dry_run, json.json),
         }
     }

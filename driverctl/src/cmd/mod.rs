@@ -14,6 +14,7 @@ pub(crate) mod mounts;
 pub(crate) mod objects;
 pub(crate) mod ours;
 pub(crate) mod parent_owners;
+pub(crate) mod repair;
 pub(crate) mod stores;
 pub(crate) mod surroundings;
 pub(crate) mod transfer;

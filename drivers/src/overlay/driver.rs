@@ -362,6 +362,10 @@ impl Driver for Overlay {
         Ok(self.look_into(&self.homes.require(id)?)?.into())
     }
 
+    fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> {
+        self.require_writable(id)?.open(DIFF)
+    }
+
     fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>> {
         leftovers::of(&self.homes, remove)
     }

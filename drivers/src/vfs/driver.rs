@@ -216,6 +216,12 @@ impl Driver for Vfs {
         Ok(Box::new(DirectoryGetter::new(self.homes.layer(id)?.directory, Vec::new())))
     }
 
+    fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> {
+        let home = self.homes.writable_home_of(id)?;
+        let found = home.map(|home| home.find(id)).transpose()?.flatten();
+        Ok(found.ok_or_else(|| Error::LayerUnknown { id: id.clone() })?.directory)
+    }
+
     fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
         Ok(self.homes.layer(id)?.directory)
     }

@@ -161,7 +161,7 @@ impl Store {
         Decompressor::new(BufReader::with_capacity(64 << 10, file), &Limits::NONE).map_err(archive)
     }
 
-    fn read_assembled(
+    pub(crate) fn read_assembled(
         &self,
         layer: &Stored<Layer>,
         algorithm: Algorithm,

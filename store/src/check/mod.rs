@@ -134,6 +134,15 @@ impl Store {
         Ok(report)
     }
 
+    /// The layers that a layer, an image or a container is made of: itself and all below.
+    ///
+    /// # Errors
+    /// [`Error::NotKnown`].
+    pub fn layers_of(&self, object: &str) -> Result<Vec<Stored<Layer>>> {
+        let scope = self.scope(object)?;
+        Ok(all_layers(&self.layer_tables()?, Some(&scope)))
+    }
+
     /// A single object with all that it is made of.
     fn scope(&self, only: &str) -> Result<Scope> {
         let tables = self.layer_tables()?;
@@ -217,7 +226,7 @@ impl Store {
     }
 
     /// How far the driver's options let trees differ.
-    fn compare_options(&self) -> CompareOptions {
+    pub(crate) fn compare_options(&self) -> CompareOptions {
         let mut options = CompareOptions {
             in_user_namespace: graph_sys::userns::is_in_user_namespace().unwrap_or(false),
             ..CompareOptions::default()
