@@ -26,6 +26,7 @@ mod copies;
 mod diffs;
 mod ground;
 mod mounts;
+mod stores;
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -76,7 +77,7 @@ impl Row {
 }
 
 fn rows() -> Vec<Row> {
-    [basics::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS].concat()
+    [basics::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS, stores::ROWS].concat()
 }
 
 /// A row in one surrounding.
