@@ -76,6 +76,24 @@ impl IdMappings {
         self.shift(pair, IdSide::Host, entry)
     }
 
+    /// The container's user id for the host's.
+    ///
+    /// # Errors
+    /// As [`IdMappings::to_container`].
+    pub fn user_to_container(&self, uid: u32, entry: &[u8]) -> Result<u32> {
+        let unmapped = || Error::Unmapped { id: uid, from: IdSide::Host, entry: entry.to_vec() };
+        map(&self.uids, uid, IdSide::Host).ok_or_else(unmapped)
+    }
+
+    /// The host's user id for the container's.
+    ///
+    /// # Errors
+    /// As [`IdMappings::to_host`].
+    pub fn user_to_host(&self, uid: u32, entry: &[u8]) -> Result<u32> {
+        let unmapped = || Error::Unmapped { id: uid, from: IdSide::Container, entry: entry.to_vec() };
+        map(&self.uids, uid, IdSide::Container).ok_or_else(unmapped)
+    }
+
     fn shift(&self, pair: IdPair, from: IdSide, entry: &[u8]) -> Result<IdPair> {
         let one = |ranges: &[IdRange], id| {
             map(ranges, id, from).ok_or_else(|| Error::Unmapped { id, from, entry: entry.to_vec() })

@@ -14,6 +14,7 @@ pub mod error;
 pub mod idmap;
 pub mod limits;
 mod overlay;
+pub mod owners;
 pub mod pack;
 pub mod pipeline;
 pub mod restore;

@@ -44,9 +44,15 @@ fn identity(directory: impl AsFd) -> Result<(u64, u64), Errno> {
 impl Descent {
     /// Begins at `root`, which may be any kind of descriptor of a directory.
     pub fn new(root: BorrowedFd<'_>) -> Result<Self> {
-        let directory = open_directory(root, b".").map_err(|error| Error::io("open", b".".as_slice(), error))?;
+        Self::below(root, Vec::new())
+    }
+
+    /// The same for a directory within a larger tree, whose root it does not leave; all paths have `path` before them.
+    pub fn below(root: BorrowedFd<'_>, path: Vec<u8>) -> Result<Self> {
+        let shown: &[u8] = if path.is_empty() { b"." } else { &path };
+        let directory = open_directory(root, b".").map_err(|error| Error::io("open", shown, error))?;
         let level = Level { directory: Some(directory), identity: (0, 0), parent_path: 0 };
-        Ok(Self { levels: vec![level], first_open: 1, path: Vec::new() })
+        Ok(Self { levels: vec![level], first_open: 1, path })
     }
 
     /// The current directory, open for reading.

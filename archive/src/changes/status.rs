@@ -12,6 +12,7 @@ use super::{Change, ChangeKind, ChangeSet};
 use crate::apply::XattrNamespace;
 use crate::error::{Error, Result};
 use crate::idmap::{IdMappings, IdPair};
+use crate::owners::{CAPABILITY, capability_root, set_capability_root};
 use crate::walk::join;
 
 /// All about the object `name` in `directory`; `None` if there is none (any more).
@@ -86,7 +87,14 @@ fn attributes<Fd: AsFd>(object: &Object<'_, Fd>, parent: &[u8], name: &[u8]) -> 
     let mut all = Vec::new();
     for stored in names.iter() {
         let Some(seen) = seen_name(stored, object.namespace) else { continue };
-        if let Some(value) = xattr::get_at(&object.directory, name, stored).map_err(failed)? {
+        if let Some(mut value) = xattr::get_at(&object.directory, name, stored).map_err(failed)? {
+            // It names a user, as an owner does.
+            if seen == CAPABILITY
+                && let Some(root) = capability_root(&value)
+                && let Ok(root) = object.mappings.user_to_container(root, b"")
+            {
+                set_capability_root(&mut value, root);
+            }
             all.push((seen, value));
         }
     }
@@ -96,7 +104,7 @@ fn attributes<Fd: AsFd>(object: &Object<'_, Fd>, parent: &[u8], name: &[u8]) -> 
 
 /// The name under which an attribute is seen through the overlay mount, if it is one that is compared.
 pub(super) fn seen_name(stored: &[u8], namespace: Option<XattrNamespace>) -> Option<Vec<u8>> {
-    if stored == b"security.capability" {
+    if stored == CAPABILITY {
         return Some(stored.to_vec());
     }
     if !stored.starts_with(b"user.") {

@@ -19,6 +19,7 @@ use crate::entry::{Entry, EntryKind, Metadata, SparseRun, Timestamp};
 use crate::error::{Error, Result};
 use crate::idmap::IdPair;
 use crate::overlay::{Marks, Opacity};
+use crate::owners::{CAPABILITY, capability_root, set_capability_root};
 use crate::tar::{Encoder, align_runs};
 use crate::whiteout::{self, Whiteout};
 
@@ -307,32 +308,23 @@ impl<'a, W: Write> Members<'a, W> {
                     Some(rest) if user_overlay => [b"user.overlay.", rest].concat(),
                     _ => continue,
                 },
-                None if stored.starts_with(b"user.") || matches!(stored, b"security.capability" | b"security.ima") => {
+                None if stored.starts_with(b"user.") || matches!(stored, CAPABILITY | b"security.ima") => {
                     stored.to_vec()
                 }
                 None => continue,
             };
             let Some(value) = object.get(stored).map_err(failed)? else { continue };
-            let value = if seen == b"security.capability" { self.capability(value, path)? } else { value };
+            let value = if seen == CAPABILITY { self.capability(value, path)? } else { value };
             all.push((seen, value));
         }
         all.sort_unstable();
         Ok(all)
     }
 
-    /// A version 3 capability ends in the id of the root that it is valid for (include/uapi/linux/capability.h): it is
-    /// an owner like others.
+    /// The id of the root that a capability is valid for is an owner like others.
     fn capability(&self, mut value: Vec<u8>, path: &[u8]) -> Result<Vec<u8>> {
-        if !self.options.mappings.is_identity()
-            && value.len() == 24
-            && value.get(3) == Some(&3)
-            && let Some(field) = value.get_mut(20..24)
-            && let Ok(bytes) = <[u8; 4]>::try_from(&*field)
-        {
-            let root = IdPair { uid: u32::from_le_bytes(bytes), gid: 0 };
-            // Only the user counts; the group is one that every mapping has or is wrong about anyway.
-            let uids = crate::IdMappings { uids: self.options.mappings.uids.clone(), gids: Vec::new() };
-            field.copy_from_slice(&uids.to_container(root, path)?.uid.to_le_bytes());
+        if let Some(root) = capability_root(&value) {
+            set_capability_root(&mut value, self.options.mappings.user_to_container(root, path)?);
         }
         Ok(value)
     }

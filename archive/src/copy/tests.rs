@@ -1,14 +1,20 @@
 #![allow(clippy::disallowed_methods, reason = "tests work in directories of their own")]
 
+use std::collections::HashMap;
 use std::fs::{self as std_fs, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use graph_sys::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use graph_sys::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, linkat, mknodat, openat, statat, utimensat,
+};
+use graph_sys::xattr;
 
 use super::*;
+use crate::error::{ErrorKind, show};
+use crate::idmap::{IdMappings, IdRange};
 
 fn open(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
@@ -184,4 +190,114 @@ fn an_error_names_the_path() {
     std_fs::create_dir_all(to.join("dir")).unwrap();
     let error = copy_tree(open(&from).as_fd(), open(&to).as_fd(), &CopyOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "make directory \"dir\"");
+}
+
+#[test]
+fn several_threads_copy_a_large_tree_as_one_does() {
+    // In memory where there is such a place: a thousand files, five times.
+    let temp = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let from = temp.path().join("from");
+    for top in 0..12 {
+        std_fs::create_dir_all(from.join(top.to_string())).unwrap();
+    }
+    for top in 0..12 {
+        for sub in 0..6 {
+            let dir = from.join(format!("{top}/sub-{sub}/deep/er"));
+            std_fs::create_dir_all(&dir).unwrap();
+            for file in 0..10 {
+                std_fs::write(dir.join(format!("file-{file}")), format!("{top} {sub} {file}").repeat(50)).unwrap();
+            }
+            // Names of one inode in directories that different threads copy.
+            std_fs::hard_link(dir.join("file-3"), from.join(format!("{}/link-{top}-{sub}", (top + sub) % 12))).unwrap();
+            set_time(&dir, 1_000_000 + top * 100 + sub);
+        }
+    }
+    for top in 0..12 {
+        set_time(&from.join(top.to_string()), 77 + top);
+    }
+    let mut all = Vec::new();
+    for threads in [1, 4, 4, 4] {
+        let to = tempfile::tempdir_in(temp.path()).unwrap();
+        let options = CopyOptions { threads, ..CopyOptions::default() };
+        let report = copy_tree(open(&from).as_fd(), open(to.path()).as_fd(), &options).unwrap();
+        all.push((report, describe(to.path())));
+    }
+    assert_eq!(all[0].0.inodes, 12 + 12 * 6 * 13);
+    assert_eq!(all[0].1, describe(&from));
+    for other in &all[1..] {
+        assert_eq!(*other, all[0]);
+    }
+    // An error of any of them is the error of all.
+    let to = tempfile::tempdir_in(temp.path()).unwrap();
+    std_fs::create_dir_all(to.path().join("7")).unwrap();
+    let options = CopyOptions { threads: 4, ..CopyOptions::default() };
+    let error = copy_tree(open(&from).as_fd(), open(to.path()).as_fd(), &options).unwrap_err();
+    assert_eq!(error.to_string(), "make directory \"7\"");
+}
+
+#[test]
+fn owners_of_another_mapping() {
+    if !graph_sys::process::geteuid().is_root() {
+        eprintln!("skipped: only root gives files away");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    std_fs::create_dir_all(from.join("dir")).unwrap();
+    std_fs::create_dir(&to).unwrap();
+    let capability = |root: u32| {
+        let mut value = vec![1, 0, 0, 3, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        value.extend_from_slice(&root.to_le_bytes());
+        value
+    };
+    std_fs::write(from.join("dir/file"), "content").unwrap();
+    std_fs::hard_link(from.join("dir/file"), from.join("link")).unwrap();
+    symlink("dir/file", from.join("symlink")).unwrap();
+    mknodat(CWD, from.join("whiteout"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    let owners = [("dir/file", 1, 2), ("symlink", 3, 4), ("dir", 5, 6), ("whiteout", 70_000, 80_000), ("", 0, 0)];
+    for (name, uid, gid) in owners {
+        std::os::unix::fs::lchown(from.join(name), Some(uid), Some(gid)).unwrap();
+    }
+    fs::lsetxattr(from.join("dir/file"), "security.capability", &capability(7), XattrFlags::empty()).unwrap();
+    std_fs::set_permissions(from.join("dir/file"), PermissionsExt::from_mode(0o6755)).unwrap();
+    std_fs::set_permissions(from.join("dir"), PermissionsExt::from_mode(0o2700)).unwrap();
+    set_time(&from.join("dir/file"), 5);
+
+    let mappings = |host_id| {
+        let range = vec![IdRange { container_id: 0, host_id, size: 65_536 }];
+        IdMappings { uids: range.clone(), gids: range }
+    };
+    let shift = |from: u32, to: u32| {
+        let mappings = |start| if start == 0 { IdMappings::default() } else { mappings(start) };
+        CopyOptions { reown: Some(OwnerShift::new(mappings(from), mappings(to))), ..CopyOptions::default() }
+    };
+    let report = copy_tree(open(&from).as_fd(), open(&to).as_fd(), &shift(0, 100_000)).unwrap();
+    assert_eq!(report.notices, ["some files have owners that the new ID mappings leave out; these became 65534"]);
+    let owner = |name: &str| {
+        let stat = std_fs::symlink_metadata(to.join(name)).unwrap();
+        (stat.uid(), stat.gid(), stat.mode() & 0o7777)
+    };
+    assert_eq!(owner("dir/file"), (100_001, 100_002, 0o6755));
+    assert_eq!(owner("symlink"), (100_003, 100_004, 0o777));
+    assert_eq!(owner("dir"), (100_005, 100_006, 0o2700));
+    assert_eq!(owner("whiteout"), (65_534, 65_534, 0));
+    assert_eq!((owner("").0, owner("").1), (100_000, 100_000));
+    let (before, after) = (std_fs::metadata(from.join("link")).unwrap(), std_fs::metadata(to.join("link")).unwrap());
+    assert_eq!((after.nlink(), after.mtime(), after.mtime_nsec()), (2, before.mtime(), before.mtime_nsec()));
+    let value = xattr::get_at(CWD, to.join("link").as_os_str().as_bytes(), b"security.capability").unwrap();
+    assert_eq!(value, Some(capability(100_007)));
+
+    // Back again, but for the whiteout, whose owner means nothing and is no reason to leave it out.
+    let back = temp.path().join("back");
+    std_fs::create_dir(&back).unwrap();
+    copy_tree(open(&to).as_fd(), open(&back).as_fd(), &shift(100_000, 0)).unwrap();
+    let without =
+        |root: &Path| describe(root).into_iter().filter(|line| !line.contains("whiteout")).collect::<Vec<_>>();
+    assert_eq!(without(&back), without(&from));
+    assert_eq!(describe(&back).len(), describe(&from).len());
+
+    // An owner on disk that the old mappings do not know cannot be told.
+    let to = tempfile::tempdir_in(temp.path()).unwrap();
+    let error = copy_tree(open(&from).as_fd(), open(to.path()).as_fd(), &shift(200_000, 0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unmapped, "{error}");
 }
