@@ -21,7 +21,7 @@ mod options;
 pub use ext::DriverExt;
 pub use facts::{Capabilities, DiffReport, DiskUsage, Leftover};
 pub use guards::{DeferredRemoval, Mounted, StagedLayer};
-pub use options::{ApplyDiffOptions, CreateOptions, DiffRequest, GetOptions};
+pub use options::{ApplyDiffOptions, CreateOptions, DiffRequest, GetOptions, ReownRequest};
 
 /// Opens files of a layer's diff by name, for putting its archive together again.
 pub use graph_archive::split::FileGetter;
@@ -49,7 +49,7 @@ pub use graph_archive::split::FileGetter;
 /// | `get`, `put` | exclusive on the store's mount points (`mountpoints.lock`) |
 /// | `diff`, `changes`, `diff_size` | at least shared, if the driver reads differences without mounting ([`Capabilities::native_diff`]); else as for `get`, because they mount |
 /// | `exists`, `list_layers`, `metadata`, `read_write_disk_usage`, `diff_getter`, `peek` | at least shared, for an answer that stays true |
-/// | `begin_staged` and all of [`StagedLayer`] but `publish`; [`DeferredRemoval::finish`]; `cleanup` | none |
+/// | `begin_staged`, `begin_reowned` and all of [`StagedLayer`] but `publish`; [`DeferredRemoval::finish`]; `cleanup` | none |
 /// | `name`, `capabilities`, `status`, `additional_image_stores`, `temp_dir_roots`, `supports_shifting` | none |
 ///
 /// No call takes a lock of the store itself. None but `put` and the dropping of guards may be made while the same
@@ -154,6 +154,28 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) without staging; [`NotFound`](crate::ErrorKind::NotFound) for the
     /// parent; the errors of [`Driver::create`] for the options.
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>>;
+
+    /// Begins a layer without a lock, as [`Driver::begin_staged`], whose inherited files get other owners: an owner on disk
+    /// is taken to the container's by `request.mappings`, and from there to the new host's by `options.mappings`. That may
+    /// take as long as copying all of it. With a template the new layer has its differences too; it does not need the template
+    /// any more when it is published.
+    ///
+    /// *After*, published: as after [`Driver::create`] and [`Driver::update_layer_id_map`], or with a template, as after
+    /// [`Driver::create_from_template`] and that.
+    ///
+    /// *On a crash*: as [`Driver::begin_staged`].
+    ///
+    /// # Errors
+    /// Those of [`Driver::begin_staged`] and [`Driver::update_layer_id_map`];
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) also from drivers that change owners in place only, which is what this default
+    /// does. Callers fall back to the two calls under the lock.
+    fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
+        let (_request, _options) = (request, options);
+        Err(crate::Error::Unsupported {
+            driver: self.name().to_owned(),
+            operation: "changing the owners of a layer that is not published yet".to_owned(),
+        })
+    }
 
     /// Removes a layer and its files. The same as [`Driver::deferred_remove`] and finishing it at once.
     ///
@@ -423,12 +445,14 @@ pub trait Driver: Send + Sync + fmt::Debug {
     }
 
     /// Re-owns the layer's files: an owner on disk is taken to the container's by `to_container`, and from there to the new host's by
-    /// `to_host`. Modes, setuid bits, file capabilities and times stay. With the new mappings in its request,
-    /// [`Driver::changes`] tells the same as before.
+    /// `to_host`; ids in file capabilities and access lists follow. Modes, setuid bits and times stay. With the new mappings in
+    /// its request, [`Driver::changes`] tells the same as before. Container ids that `to_host` does not cover become the
+    /// overflow id ([`graph_archive::owners::OVERFLOW`]), as in containers/storage; whiteouts are kept whoever owns them.
     ///
     /// *Requires*: a layer that was just made or filled and has never been mounted for writing, without children.
     ///
-    /// *On a crash*, and after an error: some files have new owners and some have not. It is for the caller to remove the layer.
+    /// *On a crash*, and after an error: in drivers that change owners in place some files have new owners and some have
+    /// not, and it is for the caller to remove the layer. overlay and vfs exchange the layer for a re-owned copy in one step.
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported); [`NotFound`](crate::ErrorKind::NotFound);
@@ -462,6 +486,7 @@ macro_rules! forward {
                 (**self).create_from_template(id, template, template_mappings, parent, parent_mappings, options, read_write)
             }
             fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> { (**self).begin_staged(parent, options) }
+            fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> { (**self).begin_reowned(request, options) }
             fn remove(&self, id: &LayerId) -> Result<()> { (**self).remove(id) }
             fn deferred_remove(&self, id: &LayerId) -> Result<DeferredRemoval> { (**self).deferred_remove(id) }
             fn get(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> { (**self).get(id, options) }

@@ -22,7 +22,7 @@ use graph_archive::split::{DirectoryGetter, FileGetter};
 
 use crate::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, Driver,
-    GetOptions, Leftover, Mounted, StagedLayer,
+    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer,
 };
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -255,6 +255,10 @@ impl<D: Driver> Driver for NaiveDiff<D> {
 
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
         self.inner.begin_staged(parent, options)
+    }
+
+    fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
+        self.inner.begin_reowned(request, options)
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {

@@ -9,6 +9,20 @@ use graph_archive::limits::Limits;
 
 use crate::id::LayerId;
 
+/// What a layer begins with whose files are to have other owners.
+#[derive(Clone, Copy, Debug)]
+pub struct ReownRequest<'r> {
+    /// The layer below the new one.
+    pub parent: Option<&'r LayerId>,
+    /// A layer on the same parent whose own differences the new one takes over; `None` for none.
+    pub template: Option<&'r LayerId>,
+    /// Mappings of the ids that the template's files have on disk, or else the parent's. The new ones are in
+    /// [`CreateOptions::mappings`].
+    pub mappings: &'r IdMappings,
+    /// Whether it is written to through its mount, as with [`super::Driver::create_read_write`].
+    pub read_write: bool,
+}
+
 /// How a layer is made.
 ///
 /// The default makes a layer without a label and without limits, whose files have the same ids on disk and in the container.
