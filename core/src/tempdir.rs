@@ -312,6 +312,24 @@ impl TempDir {
         result.map_err(|e| Error::io("move into place", fsutil::path_of(dir, name), None, e))
     }
 
+    /// Exchanges an addition for what is at `name` in the directory `dir` of the same file system. What was there is removed
+    /// with the temporary directory. One rename: after a crash the one or the other is there. (On a file system without such
+    /// renames there is a moment with neither, and both in the temporary directory.)
+    ///
+    /// # Errors
+    /// I/O errors with the path.
+    pub fn exchange(&mut self, addition: Addition, dir: impl AsFd, name: impl AsRef<OsStr>) -> Result<()> {
+        let (dir, name) = (dir.as_fd(), name.as_ref());
+        match fs::renameat_with(&self.dir, addition.name.as_str(), dir, name, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(()),
+            Err(Errno::INVAL) => {
+                self.stage_deletion(dir, name)?;
+                self.commit(addition, dir, name)
+            }
+            Err(error) => Err(Error::io("exchange", fsutil::path_of(dir, name), None, error)),
+        }
+    }
+
     /// Removes the directory, all that was staged in it, and the lock. To be called outside the store's lock: it can
     /// take long.
     ///

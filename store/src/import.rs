@@ -16,7 +16,7 @@ use graph_archive::idmap::IdMappings;
 use graph_archive::pipeline::{self, Summary};
 use graph_archive::split::{FileGetter, GzipPacker};
 use graph_core::LayerId;
-use graph_core::driver::{ApplyDiffOptions, CreateOptions};
+use graph_core::driver::{ApplyDiffOptions, StagedLayer};
 use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
 
 use crate::error::{Error, Result, fault};
@@ -107,11 +107,9 @@ impl Store {
     ) -> Result<Imported> {
         let expected = &parse_expected(expected)?;
         let plan = self.plan_layer(options)?;
-        let same_owners = plan.parent.is_none() || plan.mappings == plan.parent_mappings;
-        if self.driver.capabilities().staging && same_owners && options.storage_opt.is_empty() {
-            self.import_staged(options, expected, blob, &plan)
-        } else {
-            self.import_locked(options, expected, blob, &plan)
+        match self.begin_staged(&plan, options)? {
+            Some(staged) => self.import_staged(options, expected, blob, &plan, staged),
+            None => self.import_locked(options, expected, blob, &plan),
         }
     }
 
@@ -121,14 +119,8 @@ impl Store {
         expected: &pipeline::Expected,
         blob: &mut (dyn Read + Send),
         plan: &LayerPlan,
+        mut staged: Box<dyn StagedLayer + '_>,
     ) -> Result<Imported> {
-        let create = CreateOptions {
-            mount_label: options.mount_label.clone(),
-            mappings: plan.mappings.clone(),
-            read_write: options.read_write,
-            ..CreateOptions::default()
-        };
-        let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
         let (split, mut packer) = self.begin_tar_split()?;
         let facts = self.read_blob(&plan.id, expected, blob, |diff| {
             let mut apply = self.apply_options(&plan.mappings, &options.mount_label, &mut packer);
@@ -158,7 +150,7 @@ impl Store {
         Ok(Imported { layer, report: facts.report })
     }
 
-    /// For drivers that cannot stage, and layers that begin with files of other owners than they will have.
+    /// For drivers that cannot stage, or not what is asked for.
     fn import_locked(
         &self,
         options: &CreateLayer,

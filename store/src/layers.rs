@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use graph_archive::idmap::IdMappings;
-use graph_core::driver::{CreateOptions, StagedLayer};
+use graph_core::driver::{CreateOptions, ReownRequest, StagedLayer};
 use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 
 use crate::bigdata::{self, Owner};
@@ -195,15 +195,33 @@ impl Store {
         Ok(LayerPlan { id, parent, parent_id, parent_mappings, mappings, file })
     }
 
-    /// Where a new layer begins as a copy of its parent, makes that copy without a lock: it can take long.
+    /// Where a new layer begins as a copy of its parent, or with other owners than that has, makes it without a lock: it
+    /// can take long.
     pub(crate) fn stage_copy(
         &self,
         plan: &LayerPlan,
         options: &CreateLayer,
     ) -> Result<Option<Box<dyn StagedLayer + '_>>> {
-        let capabilities = self.driver.capabilities();
-        let copies = capabilities.staging && !capabilities.native_diff && plan.parent.is_some();
-        if !copies || plan.mappings != plan.parent_mappings || !options.storage_opt.is_empty() {
+        let only_differences = self.driver.capabilities().native_diff && plan.mappings == plan.parent_mappings;
+        if plan.parent.is_none() || only_differences {
+            return Ok(None);
+        }
+        let mut staged = self.begin_staged(plan, options)?;
+        if let Some(staged) = &mut staged
+            && self.is_durable(plan.file)
+        {
+            staged.flush()?;
+        }
+        Ok(staged)
+    }
+
+    /// Begins a layer without a lock, where the driver can: as a copy of its parent with other owners, if it has others.
+    pub(crate) fn begin_staged(
+        &self,
+        plan: &LayerPlan,
+        options: &CreateLayer,
+    ) -> Result<Option<Box<dyn StagedLayer + '_>>> {
+        if !self.driver.capabilities().staging || !options.storage_opt.is_empty() {
             return Ok(None);
         }
         let create = CreateOptions {
@@ -212,11 +230,24 @@ impl Store {
             read_write: options.read_write,
             ..CreateOptions::default()
         };
-        let mut staged = self.driver.begin_staged(plan.parent_id.as_ref(), &create)?;
-        if self.is_durable(plan.file) {
-            staged.flush()?;
+        let parent = plan.parent_id.as_ref();
+        if parent.is_some() && plan.mappings != plan.parent_mappings {
+            return self
+                .begin_reowned(&ReownRequest { parent, template: None, mappings: &plan.parent_mappings }, &create);
         }
-        Ok(Some(staged))
+        Ok(Some(self.driver.begin_staged(parent, &create)?))
+    }
+
+    /// `None` for a driver that changes owners in place only.
+    pub(crate) fn begin_reowned(
+        &self,
+        request: &ReownRequest<'_>,
+        create: &CreateOptions,
+    ) -> Result<Option<Box<dyn StagedLayer + '_>>> {
+        match self.driver.begin_reowned(request, create) {
+            Err(error) if error.kind() == DriverErrorKind::Unsupported => Ok(None),
+            other => Ok(Some(other?)),
+        }
     }
 
     /// Makes a layer under the lock, of a copy that was made before or all at once.

@@ -8,13 +8,14 @@
 
 use graph_archive::idmap::IdMappings;
 use graph_core::LayerId;
-use graph_core::driver::CreateOptions;
+use graph_core::driver::{CreateOptions, ReownRequest};
 
 use crate::error::{Error, Result, fault};
-use crate::layers::{LayerTables, tar_split_name};
+use crate::layers::{LayerPlan, LayerTables, tar_split_name};
 use crate::options::CreateLayer;
 use crate::records::{Image, Layer};
 use crate::store::{Home, STABLE, Store, Stored};
+use crate::table::FileIndex;
 
 /// What was found for a container.
 enum Top {
@@ -87,12 +88,28 @@ impl Store {
         };
         let plan = self.plan_layer(&options)?;
         let template_id = LayerId::new(template.id.clone())?;
-        let split = self.copy_tar_split(&template.id)?;
+        let from = template.mappings();
+        let create = CreateOptions {
+            mount_label: options.mount_label.clone(),
+            mappings: plan.mappings.clone(),
+            ..CreateOptions::default()
+        };
+        // Without a lock: it can take long.
+        let request = ReownRequest { parent: plan.parent_id.as_ref(), template: Some(&template_id), mappings: &from };
+        let mut staged = self.begin_reowned(&request, &create)?;
+        if let Some(staged) = &mut staged
+            && self.is_durable(plan.file)
+        {
+            staged.flush()?;
+        }
+        let split = self.copy_tar_split(&template.id, plan.file)?;
+        fault("mapped.copied")?;
 
         let mut layers = self.layers.records.write()?;
         let gone = || Error::LayerNotKnown { reference: template.id.clone() };
         layers.table().by_id(&template.id).filter(|now| now.mappings() == template.mappings()).ok_or_else(gone)?;
         let mut images = self.images.records.write()?;
+        let file = images.table().file_of(&image.id).unwrap_or(STABLE);
         let unknown = || Error::ImageNotKnown { reference: image.id.clone() };
         let now = images.table().by_id(&image.id).ok_or_else(unknown)?;
         let made = now.mapped_layers.iter().filter_map(|id| layers.table().by_id(id));
@@ -112,24 +129,9 @@ impl Store {
         })?;
         let make = || {
             self.remove_orphan(&plan.id)?;
-            let create = CreateOptions {
-                mount_label: options.mount_label.clone(),
-                mappings: plan.mappings.clone(),
-                ..CreateOptions::default()
-            };
-            let from = template.mappings();
-            let parent = plan.parent_id.as_ref();
-            self.driver.create_from_template(
-                &plan.id,
-                &template_id,
-                &from,
-                parent,
-                &plan.parent_mappings,
-                &create,
-                false,
-            )?;
-            if from != plan.mappings {
-                self.driver.update_layer_id_map(&plan.id, &from, &plan.mappings, &options.mount_label)?;
+            match staged {
+                Some(staged) => staged.publish(&plan.id)?,
+                None => self.copy_in_driver(&plan, &template_id, &from, &create)?,
             }
             fault("mapped.placed")?;
             if let Some(split) = split {
@@ -139,7 +141,7 @@ impl Store {
             if let Some((record, _)) = images.change().change(&image.id) {
                 record.mapped_layers.push(plan.id.to_string());
             }
-            images.save(&[STABLE])?;
+            images.save(&[file])?;
             fault("mapped.noted")
         };
         let result = self.settle_layer(&mut layers, &plan, make, |_, ()| ());
@@ -155,14 +157,33 @@ impl Store {
         }
     }
 
+    /// All of it under the lock, for drivers that change owners in place.
+    fn copy_in_driver(
+        &self,
+        plan: &LayerPlan,
+        template: &LayerId,
+        from: &IdMappings,
+        create: &CreateOptions,
+    ) -> Result<()> {
+        let parent = plan.parent_id.as_ref();
+        self.driver.create_from_template(&plan.id, template, from, parent, &plan.parent_mappings, create, false)?;
+        if *from != plan.mappings {
+            self.driver.update_layer_id_map(&plan.id, from, &plan.mappings, &create.mount_label)?;
+        }
+        if self.is_durable(plan.file) {
+            self.layers.records.flush_file_systems()?;
+        }
+        Ok(())
+    }
+
     /// A copy of what a layer's archive is put together from; `None` where that is not known.
-    fn copy_tar_split(&self, layer: &str) -> Result<Option<crate::import::TarSplit>> {
+    fn copy_tar_split(&self, layer: &str, record_file: FileIndex) -> Result<Option<crate::import::TarSplit>> {
         let name = tar_split_name(layer);
         let Some(source) = self.layers.dir.open_file(&name)? else { return Ok(None) };
         let (split, file) = self.new_tar_split()?;
         graph_sys::reflink::copy_content(&file, &source)
             .map_err(|e| Error::io("copy", self.layers.dir.path().join(&name), e))?;
-        if self.is_durable(STABLE) {
+        if self.is_durable(record_file) {
             crate::import::sync(&file, &LayerId::new(layer)?)?;
         }
         Ok(Some(split))

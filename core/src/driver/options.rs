@@ -19,8 +19,6 @@ pub struct ReownRequest<'r> {
     /// Mappings of the ids that the template's files have on disk, or else the parent's. The new ones are in
     /// [`CreateOptions::mappings`].
     pub mappings: &'r IdMappings,
-    /// Whether it is written to through its mount, as with [`super::Driver::create_read_write`].
-    pub read_write: bool,
 }
 
 /// How a layer is made.

@@ -11,7 +11,7 @@ use graph_archive::idmap::IdMappings;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
-    GetOptions, Leftover, Mounted, StagedLayer,
+    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer,
 };
 use graph_core::refcount::RefCounter;
 use graph_core::registry::DriverSetup;
@@ -241,6 +241,17 @@ impl Driver for Overlay {
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
         self.check_create_options(options)?;
         Ok(Box::new(Staged::begin(self, parent, options)?))
+    }
+
+    fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
+        self.check_create_options(options)?;
+        if self.options.force_mask.is_some() {
+            return Err(Error::Unsupported {
+                driver: DRIVER.into(),
+                operation: "changing the owners of files whose owners force_mask hides".into(),
+            });
+        }
+        Ok(Box::new(self.begin_reowned_layer(request, options)?))
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {

@@ -313,15 +313,8 @@ impl Layer<'_> {
 
     /// What the layer inherits re-owned, nearest first: `diff1`, `diff2`, …; mostly nothing.
     pub(super) fn inherited(&self) -> Result<Vec<(String, OwnedFd)>> {
-        let mut all = Vec::new();
-        for n in 1_u32.. {
-            let name = format!("{DIFF}{n}");
-            match self.open_optional(&name)? {
-                Some(dir) => all.push((name, dir)),
-                None => break,
-            }
-        }
-        Ok(all)
+        let all = inherited(&self.dir).at("open the re-owned content of", self.path(), Some(&self.id))?;
+        Ok((1_u32..).map(|n| format!("{DIFF}{n}")).zip(all).collect())
     }
 
     /// Whether what the layer inherits re-owned is all there is below it, so that nothing of the layers below shows.
@@ -453,6 +446,18 @@ pub(super) fn own(file: impl AsFd, owner: IdPair) -> std::result::Result<(), Err
         return Ok(());
     }
     fs::fchown(file, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
+}
+
+/// The directories `diff1`, `diff2`, … of a layer.
+pub(super) fn inherited(layer: impl AsFd) -> std::result::Result<Vec<OwnedFd>, Errno> {
+    let mut all = Vec::new();
+    for n in 1_u32.. {
+        match optional(open_dir(&layer, format!("{DIFF}{n}")))? {
+            Some(dir) => all.push(dir),
+            None => break,
+        }
+    }
+    Ok(all)
 }
 
 /// Makes a directory and its missing parents.

@@ -6,15 +6,19 @@
 //! owner through a mount and putting the copied-up tree aside as `diff1`; that breaks hard links, and leaves a half
 //! re-owned layer after a crash.)
 //!
-//! All of it is made in `tempdirs/` and exchanged with the layer's directory by one rename.
+//! The copies share their data with the originals where the file system can, are made in `tempdirs/` without any lock,
+//! and appear by one rename: of a new layer, or in exchange for the layer as it was.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use graph_archive::apply::XattrNamespace;
 use graph_archive::copy::{CopyOptions, copy_tree};
-use graph_archive::idmap::IdMappings;
+use graph_archive::idmap::{IdMappings, IdPair};
+use graph_archive::owners::OwnerShift;
+use graph_core::driver::{CreateOptions, ReownRequest};
 use graph_core::{Error, LayerId, Result};
-use graph_sys::fs::{self, RenameFlags};
+use graph_sys::fs;
 use graph_sys::io::Errno;
 use graph_sys::xattr::{self, SetMode};
 
@@ -25,10 +29,87 @@ use super::layout::{
 use super::mount::not_mounted;
 use super::options::SyncMode;
 use super::parents::{MAX_LOWERS, missing_lower};
+use super::staged::{NewLayer, Staged};
 use crate::support::context::{ArchiveContext, Context};
-use crate::support::owners::{Shift, shift_owners};
+use crate::support::exchange::{exchange, fault};
+
+/// What the new content is made of.
+#[derive(Default)]
+struct Sources {
+    /// The layer's own.
+    own: Option<OwnedFd>,
+    /// All below it, nearest first.
+    below: Vec<Source>,
+}
+
+struct Source {
+    dir: OwnedFd,
+    /// Only seen where something above does not hide it, which has the owners of a nearer mapping then.
+    hidden: bool,
+}
+
+impl Sources {
+    /// Adds a layer's content, unless a nearer layer hides all of it. Whether something may show below it.
+    fn add(&mut self, layer: &Layer<'_>, own: bool) -> Result<bool> {
+        let diff = layer.open(DIFF)?;
+        let hidden = self.below.last().is_some_and(|source| source.hidden);
+        if own {
+            self.own = Some(diff);
+        } else {
+            self.below.push(Source { dir: diff, hidden });
+        }
+        let inherited = layer.inherited()?;
+        let re_owned = !inherited.is_empty();
+        self.below.extend(inherited.into_iter().map(|(_, dir)| Source { dir, hidden }));
+        if layer.covers_all()? {
+            return Ok(false);
+        }
+        if re_owned && let Some(last) = self.below.last_mut() {
+            // Re-owned by a peer, which leaves uncovered what has the same owner by both mappings.
+            last.hidden = true;
+        }
+        Ok(true)
+    }
+}
 
 impl Overlay {
+    /// A layer in the making with the files of `request` in their new owners' hands.
+    pub(super) fn begin_reowned_layer(
+        &self,
+        request: &ReownRequest<'_>,
+        options: &CreateOptions,
+    ) -> Result<Staged<'_>> {
+        let (from, to) = (request.mappings, &options.mappings);
+        let new = NewLayer::begin(self, request.parent, to, options.read_write, false)?;
+        let mut sources = Sources::default();
+        let mut more = true;
+        if let Some(id) = request.template {
+            more = sources.add(&self.homes.require(id)?, true)?;
+        }
+        for id in &new.plan.chain {
+            if !more {
+                break;
+            }
+            more = sources.add(&self.homes.require(id)?, false)?;
+        }
+        let shift = OwnerShift::new(from.clone(), to.clone());
+        let id = request.template.or(request.parent).unwrap_or(&new.working_name);
+        self.copy_sources(&new.dir, &new.path, sources, &shift, to, id)?;
+        if request.template.is_none() {
+            // The new root has the owner that the parent's has on disk.
+            let stat = fs::fstat(&new.diff).at("read the status of", new.path.join(DIFF), Some(id))?;
+            let owner = shift.owner_or_root(IdPair { uid: stat.st_uid, gid: stat.st_gid });
+            own(&new.diff, owner).at("change the owner of", new.path.join(DIFF), Some(id))?;
+            fs::fchmod(&new.diff, fs::Mode::from_raw_mode(stat.st_mode & 0o7777)).at(
+                "set the mode of",
+                new.path.join(DIFF),
+                Some(id),
+            )?;
+        }
+        fault("reown.copied")?;
+        Ok(Staged::of(new, request.parent.cloned()))
+    }
+
     /// Takes every owner to the container's by `from` and to the new host's by `to`.
     pub(super) fn reown(&self, id: &LayerId, from: &IdMappings, to: &IdMappings) -> Result<()> {
         let layer = self.require_writable(id)?;
@@ -37,9 +118,14 @@ impl Overlay {
         }
         not_mounted(&layer, &layer.path().join(MERGED))?;
         let chain = self.ready(&layer)?;
-        let sources = self.sources(&layer, &chain)?;
-        if sources.len() > MAX_LOWERS {
-            return Err(Error::TooDeep { id: id.clone(), depth: sources.len(), limit: MAX_LOWERS });
+        let mut sources = Sources::default();
+        let mut more = sources.add(&layer, true)?;
+        for below in &chain {
+            if !more {
+                break;
+            }
+            let lower = self.homes.find(below)?.ok_or_else(|| missing_lower(&layer, below))?;
+            more = sources.add(&lower, false)?;
         }
         let owner = to.root().of_layer(id)?;
         let home = layer.home;
@@ -56,21 +142,55 @@ impl Overlay {
         for name in [WORK, MERGED].into_iter().chain(empty) {
             make_dir(&dir, name, 0o700, owner).at("make directory", shown.join(name), Some(id))?;
         }
-        let options = CopyOptions {
+        make_dir(&dir, DIFF, 0o700, owner).at("make directory", shown.join(DIFF), Some(id))?;
+        self.copy_sources(&dir, &shown, sources, &OwnerShift::new(from.clone(), to.clone()), to, id)?;
+        if self.options.sync == SyncMode::Filesystem {
+            fs::syncfs(&dir).at("flush the file system of", &shown, Some(id))?;
+        }
+        exchange(temp, addition, &home.dir, id)
+    }
+
+    /// Copies everything into the directory of a layer in the making.
+    fn copy_sources(
+        &self,
+        dir: &OwnedFd,
+        shown: &Path,
+        sources: Sources,
+        shift: &OwnerShift,
+        to: &IdMappings,
+        id: &LayerId,
+    ) -> Result<()> {
+        let depth = sources.below.len();
+        if depth > MAX_LOWERS {
+            return Err(Error::TooDeep { id: id.clone(), depth, limit: MAX_LOWERS });
+        }
+        let owner = to.root().of_layer(id)?;
+        let options = |hidden: bool| CopyOptions {
             ignore_chown_errors: self.options.ignore_chown_errors,
             in_user_namespace: self.namespace == XattrNamespace::User,
+            reown: Some(if hidden { shift.clone().of_hidden_files() } else { shift.clone() }),
             ..CopyOptions::default()
         };
         let mut bytes = 0_u64;
-        for (number, source) in sources.iter().enumerate() {
-            let name = if number == 0 { DIFF.to_owned() } else { format!("{DIFF}{number}") };
-            let target = make_dir(&dir, &name, 0o700, owner).at("make directory", shown.join(&name), Some(id))?;
-            let report = copy_tree(source.as_fd(), target.as_fd(), &options).of_layer(id)?;
+        let mut copy = |source: &OwnedFd, target: &OwnedFd, hidden: bool| -> Result<()> {
+            let report = copy_tree(source.as_fd(), target.as_fd(), &options(hidden)).of_layer(id)?;
             bytes = bytes.saturating_add(report.bytes);
+            for notice in report.notices {
+                tracing::warn!(layer = %id, notice, "changing the owners of a layer");
+            }
+            Ok(())
+        };
+        if let Some(source) = &sources.own {
+            let target = super::layout::open_dir(dir, DIFF).at("open", shown.join(DIFF), Some(id))?;
+            copy(source, &target, false)?;
+        }
+        for (number, source) in (1_usize..).zip(&sources.below) {
+            let name = format!("{DIFF}{number}");
+            let target = make_dir(dir, &name, 0o700, owner).at("make directory", shown.join(&name), Some(id))?;
+            copy(&source.dir, &target, source.hidden)?;
             if number == 1 {
                 mark(&target).at("set attributes of", shown.join(&name), Some(id))?;
             }
-            shift_owners(target.as_fd(), Shift { from, to }).of_layer(id)?;
         }
         if !self.features.reflink.works && bytes > 0 {
             tracing::warn!(
@@ -80,39 +200,7 @@ impl Overlay {
                  with ID-mapped mounts, or on xfs or btrfs, nothing need be copied"
             );
         }
-        if self.options.sync == SyncMode::Filesystem {
-            fs::syncfs(&dir).at("flush the file system of", &shown, Some(id))?;
-        }
-        let addition_path = shown.strip_prefix(&home.path).unwrap_or(&shown);
-        match fs::renameat_with(&home.dir, addition_path, &home.dir, id.as_str(), RenameFlags::EXCHANGE) {
-            Ok(()) => {}
-            // A file system without that flag: there is a moment without the layer.
-            Err(Errno::INVAL) => {
-                temp.stage_deletion(&home.dir, id.as_str())?;
-                temp.commit(addition, &home.dir, id.as_str())?;
-            }
-            Err(error) => return Err(Error::io("exchange layer directory", layer.path(), Some(id), error)),
-        }
-        temp.finish()
-    }
-
-    /// The layer's own content, then all that is below it, nearest first.
-    fn sources(&self, layer: &Layer<'_>, chain: &[LayerId]) -> Result<Vec<OwnedFd>> {
-        let mut sources = vec![layer.open(DIFF)?];
-        sources.extend(layer.inherited()?.into_iter().map(|(_, dir)| dir));
-        if layer.covers_all()? {
-            return Ok(sources);
-        }
-        for id in chain {
-            let lower = self.homes.find(id)?.ok_or_else(|| missing_lower(layer, id))?;
-            sources.push(lower.open(DIFF)?);
-            sources.extend(lower.inherited()?.into_iter().map(|(_, dir)| dir));
-            // Below it are files with owners of another mapping, which nobody sees.
-            if lower.covers_all()? {
-                break;
-            }
-        }
-        Ok(sources)
+        Ok(())
     }
 }
 

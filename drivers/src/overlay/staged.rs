@@ -14,7 +14,7 @@ use graph_sys::fs;
 
 use super::create::{Plan, check_id};
 use super::driver::Overlay;
-use super::layout::{Context, DIFF, Home, open_dir};
+use super::layout::{Context, DIFF, Home, inherited, open_dir};
 use super::options::SyncMode;
 
 /// A layer that has no id yet. Dropping it removes it.
@@ -28,7 +28,7 @@ pub(super) struct NewLayer<'d> {
     pub(super) diff: OwnedFd,
     pub(super) path: PathBuf,
     /// What messages call a layer without an id: its temporary directory.
-    working_name: LayerId,
+    pub(super) working_name: LayerId,
 }
 
 impl<'d> NewLayer<'d> {
@@ -49,6 +49,13 @@ impl<'d> NewLayer<'d> {
         let path = temp.addition_path(&addition);
         let diff = plan.build(&dir, &path)?;
         Ok(Self { driver, home, temp, addition, plan, dir, diff, path, working_name })
+    }
+
+    /// What is below its own content, nearest first: what it inherits re-owned, then the layers below.
+    fn lowers(&self) -> Result<Vec<OwnedFd>> {
+        let mut lowers = inherited(&self.dir).at("open the re-owned content of", &self.path, None)?;
+        lowers.extend(self.driver.open_chain(&self.working_name, &self.plan.chain)?);
+        Ok(lowers)
     }
 
     /// Makes it the layer `id`. After a crash the layer is there whole or not at all.
@@ -97,6 +104,10 @@ impl std::fmt::Debug for Staged<'_> {
 }
 
 impl<'d> Staged<'d> {
+    pub(super) fn of(new: NewLayer<'d>, parent: Option<LayerId>) -> Self {
+        Self { new, parent }
+    }
+
     pub(super) fn begin(driver: &'d Overlay, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Self> {
         Ok(Self {
             new: NewLayer::begin(driver, parent, &options.mappings, options.read_write, false)?,
@@ -107,7 +118,7 @@ impl<'d> Staged<'d> {
 
 impl StagedLayer for Staged<'_> {
     fn apply(&mut self, diff: &mut dyn Read, options: &mut ApplyDiffOptions<'_>) -> Result<ApplyReport> {
-        let lowers = self.new.driver.open_chain(&self.new.working_name, &self.new.plan.chain)?;
+        let lowers = self.new.lowers()?;
         self.new
             .driver
             .apply_to(&self.new.diff, lowers, diff, options)

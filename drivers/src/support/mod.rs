@@ -1,5 +1,5 @@
 //! What more than one driver needs.
 
 pub(crate) mod context;
-pub(crate) mod owners;
+pub(crate) mod exchange;
 pub(crate) mod usage;

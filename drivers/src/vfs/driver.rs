@@ -9,10 +9,11 @@ use std::sync::OnceLock;
 use graph_archive::apply::ApplyReport;
 use graph_archive::changes::Change;
 use graph_archive::idmap::IdMappings;
+use graph_archive::owners::OwnerShift;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
-    GetOptions, Mounted, StagedLayer,
+    GetOptions, Mounted, ReownRequest, StagedLayer,
 };
 use graph_core::registry::DriverSetup;
 use graph_core::{Driver, Error, LayerId, Result, naive, tempdir};
@@ -22,7 +23,7 @@ use super::layout::{Home, Homes};
 use super::options::{Options, SyncMode};
 use super::staged::Staged;
 use crate::support::context::ArchiveContext;
-use crate::support::owners::{Shift, shift_owners};
+use crate::support::exchange::fault;
 use crate::support::usage::disk_usage;
 
 /// Layers as whole trees.
@@ -112,6 +113,15 @@ impl Driver for Vfs {
 
     fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
         Ok(Box::new(Staged::begin(self, parent, options, options.read_write)?))
+    }
+
+    /// A copy in which every file has its new owner from the start.
+    fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
+        let owners = OwnerShift::new(request.mappings.clone(), options.mappings.clone());
+        let whole = request.template.or(request.parent);
+        let staged = Staged::begin_with(self, whole, Some(owners), options, options.read_write)?;
+        fault("reown.copied")?;
+        Ok(Box::new(staged))
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {
@@ -226,7 +236,7 @@ impl Driver for Vfs {
         Ok(self.homes.layer(id)?.directory)
     }
 
-    /// In place. After a crash owners of both kinds are mixed and the layer can only be removed.
+    /// By a copy, which takes the layer's place in one step.
     fn update_layer_id_map(
         &self,
         id: &LayerId,
@@ -234,10 +244,7 @@ impl Driver for Vfs {
         to_host: &IdMappings,
         _mount_label: &str,
     ) -> Result<()> {
-        let home = self.homes.writable_home_of(id)?;
-        let found = home.map(|home| home.find(id)).transpose()?.flatten();
-        let layer = found.ok_or_else(|| Error::LayerUnknown { id: id.clone() })?;
-        shift_owners(layer.directory.as_fd(), Shift { from: to_container, to: to_host }).of_layer(id)
+        self.reown(id, OwnerShift::new(to_container.clone(), to_host.clone()))
     }
 
     fn supports_shifting(&self, _mappings: &IdMappings) -> bool {

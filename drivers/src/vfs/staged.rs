@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use graph_archive::apply::{ApplyOptions, ApplyReport};
 use graph_archive::copy::{CopyOptions, copy_tree};
+use graph_archive::owners::OwnerShift;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{ApplyDiffOptions, CreateOptions, FileGetter, StagedLayer};
 use graph_core::tempdir::{Addition, TempDir};
@@ -18,6 +19,7 @@ use super::driver::Vfs;
 use super::layout::Home;
 use super::options::SyncMode;
 use crate::support::context::{ArchiveContext, Context};
+use crate::support::exchange::exchange;
 
 /// Mode of the root of a layer without parent, as containers/storage has it.
 const BASE_ROOT_MODE: u32 = 0o555;
@@ -49,6 +51,17 @@ impl<'v> Staged<'v> {
         options: &CreateOptions,
         read_write: bool,
     ) -> Result<Self> {
+        Self::begin_with(vfs, parent, None, options, read_write)
+    }
+
+    /// The same, with new owners if so asked.
+    pub(super) fn begin_with(
+        vfs: &'v Vfs,
+        parent: Option<&LayerId>,
+        owners: Option<OwnerShift>,
+        options: &CreateOptions,
+        read_write: bool,
+    ) -> Result<Self> {
         if !options.storage_opt.is_empty() {
             return Err(vfs.unsupported("--storage-opt (vfs has no quotas)"));
         }
@@ -60,12 +73,8 @@ impl<'v> Staged<'v> {
         let path = temporary.addition_path(&addition);
         if let Some(below) = &below {
             // Takes over the root's mode, owner and attributes as well.
-            let copy = CopyOptions { ignore_chown_errors: vfs.options.ignore_chown_errors, ..CopyOptions::default() };
-            let report = copy_tree(below.directory.as_fd(), directory.as_fd(), &copy)
-                .of_layer(parent.unwrap_or(&working_name))?;
-            for notice in report.notices {
-                tracing::warn!(notice, parent = ?parent, "copying a layer");
-            }
+            let id = parent.unwrap_or(&working_name);
+            vfs.copy(&below.directory, &directory, owners, id)?;
         } else {
             let root = options.mappings.root().of_layer(&working_name)?;
             fs::fchown(&directory, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
@@ -134,6 +143,34 @@ impl StagedLayer for Staged<'_> {
 }
 
 impl Vfs {
+    /// Copies a layer's tree.
+    pub(super) fn copy(&self, from: &OwnedFd, to: &OwnedFd, owners: Option<OwnerShift>, id: &LayerId) -> Result<()> {
+        let options =
+            CopyOptions { ignore_chown_errors: self.options.ignore_chown_errors, owners, ..CopyOptions::default() };
+        let report = copy_tree(from.as_fd(), to.as_fd(), &options).of_layer(id)?;
+        for notice in report.notices {
+            tracing::warn!(notice, layer = %id, "copying a layer");
+        }
+        Ok(())
+    }
+
+    /// Exchanges a layer for a copy with other owners.
+    pub(super) fn reown(&self, id: &LayerId, owners: OwnerShift) -> Result<()> {
+        let unknown = || Error::LayerUnknown { id: id.clone() };
+        let home = self.homes.writable_home_of(id)?.ok_or_else(unknown)?;
+        let layer = home.find(id)?.ok_or_else(unknown)?;
+        if owners.is_identity() {
+            return Ok(());
+        }
+        let mut temporary = home.temp_dir()?;
+        let (addition, directory) = temporary.add_directory(BASE_ROOT_MODE)?;
+        self.copy(&layer.directory, &directory, Some(owners), id)?;
+        if self.options.sync == SyncMode::Filesystem {
+            fs::syncfs(&directory).at("flush the file system of", temporary.path(), Some(id))?;
+        }
+        exchange(temporary, addition, home.layers(), id)
+    }
+
     /// Applies an archive to a tree that holds the lower layers' files.
     pub(super) fn apply_to(
         &self,
