@@ -145,8 +145,11 @@ impl StagedLayer for Staged<'_> {
 impl Vfs {
     /// Copies a layer's tree.
     pub(super) fn copy(&self, from: &OwnedFd, to: &OwnedFd, owners: Option<OwnerShift>, id: &LayerId) -> Result<()> {
-        let options =
-            CopyOptions { ignore_chown_errors: self.options.ignore_chown_errors, owners, ..CopyOptions::default() };
+        let options = CopyOptions {
+            ignore_chown_errors: self.options.ignore_chown_errors,
+            reown: owners,
+            ..CopyOptions::default()
+        };
         let report = copy_tree(from.as_fd(), to.as_fd(), &options).of_layer(id)?;
         for notice in report.notices {
             tracing::warn!(notice, layer = %id, "copying a layer");
