@@ -166,7 +166,7 @@ fn root_a_loaded_image_survives_a_power_cut() {
         let tar = source.path("layer.tar");
         many_files_tar(&tar, 4, 4);
         let tar = tar.display().to_string();
-        make_layout(&source, &tar);
+        support::make_layout(&source.path("layout"), &tar);
         let layout = format!("oci:{}:1", source.path("layout").display());
         let again = format!("oci:{}:2", source.path("again").display());
         disk.step(&["load", "--name", "localhost/image:1", &layout]);
@@ -177,28 +177,6 @@ fn root_a_loaded_image_survives_a_power_cut() {
         disk.copy();
         disk.after_the_cut(save);
     });
-}
-
-/// An OCI layout of one layer.
-fn make_layout(store: &TestStore, tar: &str) {
-    let script = r#"
-import hashlib, json, os, sys
-out, tar = sys.argv[1], open(sys.argv[2], "rb").read()
-os.makedirs(out + "/blobs/sha256")
-def blob(data, kind):
-    digest = hashlib.sha256(data).hexdigest()
-    open(f"{out}/blobs/sha256/{digest}", "wb").write(data)
-    return {"mediaType": kind, "digest": "sha256:" + digest, "size": len(data)}
-layer = blob(tar, "application/vnd.oci.image.layer.v1.tar")
-config = blob(json.dumps({"architecture": "amd64", "os": "linux", "config": {},
-    "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}).encode(), "application/vnd.oci.image.config.v1+json")
-manifest = blob(json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-    "config": config, "layers": [layer]}).encode(), "application/vnd.oci.image.manifest.v1+json")
-manifest["annotations"] = {"org.opencontainers.image.ref.name": "1"}
-json.dump({"schemaVersion": 2, "manifests": [manifest]}, open(out + "/index.json", "w"))
-json.dump({"imageLayoutVersion": "1.0.0"}, open(out + "/oci-layout", "w"))
-"#;
-    run(Command::new("python3").args(["-c", script]).arg(store.path("layout")).arg(tar));
 }
 
 /// `sync=none` gives that up; were the test above blind, it would find nothing here either.

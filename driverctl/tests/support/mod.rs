@@ -10,6 +10,8 @@
 
 pub mod engines;
 
+pub mod steps;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -210,4 +212,26 @@ pub fn check_clean(store: &TestStore) {
     } else {
         eprintln!("skipped: check: the verb is not there yet");
     }
+}
+
+/// An OCI layout of one layer.
+pub fn make_layout(layout: &Path, tar: &str) {
+    let script = r#"
+import hashlib, json, os, sys
+out, tar = sys.argv[1], open(sys.argv[2], "rb").read()
+os.makedirs(out + "/blobs/sha256")
+def blob(data, kind):
+    digest = hashlib.sha256(data).hexdigest()
+    open(f"{out}/blobs/sha256/{digest}", "wb").write(data)
+    return {"mediaType": kind, "digest": "sha256:" + digest, "size": len(data)}
+layer = blob(tar, "application/vnd.oci.image.layer.v1.tar")
+config = blob(json.dumps({"architecture": "amd64", "os": "linux", "config": {},
+    "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}).encode(), "application/vnd.oci.image.config.v1+json")
+manifest = blob(json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+    "config": config, "layers": [layer]}).encode(), "application/vnd.oci.image.manifest.v1+json")
+manifest["annotations"] = {"org.opencontainers.image.ref.name": "1"}
+json.dump({"schemaVersion": 2, "manifests": [manifest]}, open(out + "/index.json", "w"))
+json.dump({"imageLayoutVersion": "1.0.0"}, open(out + "/oci-layout", "w"))
+"#;
+    run(Command::new("python3").args(["-c", script]).arg(layout).arg(tar));
 }
