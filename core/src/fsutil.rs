@@ -81,11 +81,25 @@ impl FileStamp {
 /// # Errors
 /// I/O errors with the path. After [`Durability::Full`] failed on the directory the new file is in place all the same.
 pub fn atomic_write(dir: impl AsFd, name: &str, bytes: &[u8], mode: u32, durability: Durability) -> Result<FileStamp> {
+    atomic_write_with(dir, name, mode, durability, |file| file.write_all(bytes))
+}
+
+/// As [`atomic_write`]; `fill` writes the contents into the temporary file.
+///
+/// # Errors
+/// As [`atomic_write`]; those of `fill`.
+pub fn atomic_write_with(
+    dir: impl AsFd,
+    name: &str,
+    mode: u32,
+    durability: Durability,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<FileStamp> {
     let dir = dir.as_fd();
     let io = |operation, source: io::Error| Error::io(operation, path_of(dir, name), None, source);
     let (mut file, temporary) = create_temporary(dir, name).map_err(|e| io("create a temporary file for", e))?;
     let write = || -> Result<FileStamp> {
-        file.write_all(bytes).map_err(|e| io("write", e))?;
+        fill(&mut file).map_err(|e| io("write", e))?;
         fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).map_err(|e| io("set the mode of", e.into()))?;
         if durability != Durability::None {
             fs::fdatasync(&file).map_err(|e| io("flush", e.into()))?;
@@ -94,7 +108,6 @@ pub fn atomic_write(dir: impl AsFd, name: &str, bytes: &[u8], mode: u32, durabil
         fs::renameat(dir, temporary.as_str(), dir, name).map_err(|e| io("rename into place", e.into()))?;
         Ok(stamp)
     };
-    let mut write = write;
     let result = write();
     if result.is_err() {
         // The error to report is the first one; a temporary file that stays is found by the sweep.

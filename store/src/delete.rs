@@ -16,12 +16,13 @@ use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::index::Key;
 use crate::layers::tar_split_name;
 use crate::names::Found;
 use crate::records::{Image, Layer};
 use crate::recovery::TEMPORARY;
 use crate::store::{STABLE, Store};
-use crate::table::{FileIndex, Table};
+use crate::table::{FileIndex, Table, unique};
 
 /// Files to remove once no lock is held any more.
 #[must_use = "the files are removed by finish()"]
@@ -71,16 +72,16 @@ impl Store {
 
     fn delete_unused(&self, mut layers: Writing<'_, Layer>, ids: Vec<String>) -> Result<()> {
         for id in &ids {
-            let is_child = |other: &&Arc<Layer>| other.parent == *id && !ids.contains(&other.id);
-            if let Some(child) = layers.table().iter().find(is_child) {
+            let is_child = |other: &&Arc<Layer>| !ids.contains(&other.id);
+            if let Some(child) = layers.table().with(Key::Uses, id).into_iter().find(is_child) {
                 return Err(Error::LayerHasChildren { id: id.clone(), child: child.id.clone() });
             }
             for (_, images) in self.image_tables()? {
-                if let Some(image) = images.iter().find(|image| image.layer == *id) {
+                if let Some(image) = images.with(Key::Uses, id).into_iter().find(|image| image.layer == *id) {
                     return Err(Error::LayerUsedByImage { id: id.clone(), image: image.id.clone() });
                 }
             }
-            if let Some(container) = self.containers.records.read()?.iter().find(|container| container.layer == *id) {
+            if let Some(container) = self.containers.records.read()?.any_with(Key::Alias, id) {
                 return Err(Error::LayerUsedByContainer { id: id.clone(), container: container.id.clone() });
             }
         }
@@ -108,14 +109,17 @@ impl Store {
 
     /// Takes layers off the lists of mapped copies.
     pub(crate) fn forget_mapped(&self, ids: &[String]) -> Result<()> {
-        let uses = |image: &Image| image.mapped_layers.iter().any(|mapped| ids.contains(mapped));
+        let using = |images: &Table<Image>| -> Vec<String> {
+            let all = ids.iter().flat_map(|id| images.with(Key::Uses, id));
+            let mapped = all.filter(|image| image.mapped_layers.iter().any(|mapped| ids.contains(mapped)));
+            unique(&mapped.map(|image| image.id.clone()).collect::<Vec<_>>())
+        };
         for (_, part) in self.own_images() {
-            if !part.records.read()?.iter().any(|image| uses(image)) {
+            if using(&*part.records.read()?).is_empty() {
                 continue;
             }
             let mut images = part.records.write()?;
-            let using: Vec<String> =
-                images.table().iter().filter(|image| uses(image)).map(|image| image.id.clone()).collect();
+            let using = using(images.table());
             for image in using {
                 if let Some((record, _)) = images.change().change(&image) {
                     record.mapped_layers.retain(|mapped| !ids.contains(mapped));
@@ -213,15 +217,15 @@ impl Store {
             return Err(Error::ImageNotKnown { reference: image.to_owned() });
         };
         let containers = self.containers.records.read()?;
-        if let Some(container) = containers.iter().find(|container| container.image == found.id) {
+        if let Some(container) = containers.any_with(Key::Uses, &found.id) {
             return Err(Error::ImageUsedByContainer { id: found.id.clone(), container: container.id.clone() });
         }
         let in_use = |layer: &str| {
-            containers.iter().any(|container| container.layer == layer)
+            containers.any_with(Key::Alias, layer).is_some()
                 || parts
                     .iter()
-                    .flat_map(|(_, images)| images.table().iter())
-                    .any(|other| other.id != found.id && other.top_layers().any(|top| top == layer))
+                    .flat_map(|(_, images)| images.table().with(Key::Uses, layer))
+                    .any(|other| other.id != found.id)
         };
         let doomed_layers = removable(layers.table(), &found, in_use);
         if !commit {
@@ -246,6 +250,7 @@ impl Store {
                 // Perhaps on another file system than the temporary directory.
                 dir.remove(&found.id)?;
             }
+            images.settled()?;
         }
         self.remove_image_run_data(&found.id)?;
         fault("delete.image-renamed")?;
@@ -322,7 +327,7 @@ impl Store {
 fn removable(layers: &Table<Layer>, image: &Image, in_use: impl Fn(&str) -> bool) -> Vec<String> {
     let mut going: Vec<String> = Vec::new();
     let free = |going: &[String], id: &str| {
-        !in_use(id) && !layers.iter().any(|child| child.parent == id && !going.contains(&child.id))
+        !in_use(id) && layers.with(Key::Uses, id).into_iter().all(|child| going.contains(&child.id))
     };
     for mapped in &image.mapped_layers {
         if layers.by_id(mapped).is_some() && free(&going, mapped) && !going.contains(mapped) {

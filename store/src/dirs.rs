@@ -89,6 +89,28 @@ impl Dir {
         }
     }
 
+    /// Opens a file for reading and writing; `None` when there is none. A link is not followed.
+    pub(crate) fn open_to_change(&self, name: &str) -> Result<Option<File>> {
+        self.check(name)?;
+        match fs::openat(&self.fd, name, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.error("open", name, error)),
+        }
+    }
+
+    /// As [`Dir::write`]; `fill` writes the contents.
+    pub(crate) fn write_with<R>(
+        &self,
+        name: &str,
+        durability: Durability,
+        fill: impl FnOnce(&mut File) -> io::Result<R>,
+    ) -> Result<()> {
+        self.check(name)?;
+        fsutil::atomic_write_with(&self.fd, name, FILE_MODE, durability, |file| fill(file).map(drop))?;
+        Ok(())
+    }
+
     /// Replaces a file (0600) whole or not at all.
     pub(crate) fn write(&self, name: &str, bytes: &[u8], durability: Durability) -> Result<()> {
         self.check(name)?;

@@ -2,6 +2,9 @@
 //!
 //! Readers get the table as it was at one moment and hold no lock while they look at it. A writer holds the lock, has the
 //! table to itself, and what it did becomes visible to others with [`Writing::save`] alone.
+//!
+//! Of a large file an index is kept ([`crate::index`]): then only the records that are asked for are read, and only those
+//! that change are written, the rest is copied by the kernel.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +15,11 @@ use graph_sys::lock::LockKind;
 
 use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
+use crate::index::{self, Base, Index, WORTH_IT};
 use crate::json;
 use crate::options::OnLockWait;
-use crate::table::{FileIndex, Record, Table};
+use crate::parts::STABLE;
+use crate::table::{FileIndex, Lazy, Record, Table};
 
 /// One file of a group.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub(crate) struct Group<T> {
     locks: Vec<LockFile>,
     files: Vec<RecordFile>,
     on_wait: Option<OnLockWait>,
+    /// Where the index is, and its name.
+    index: Option<(Arc<Dir>, String)>,
     cache: Mutex<Cache<T>>,
     swept: AtomicBool,
 }
@@ -57,11 +64,30 @@ impl Guards {
     }
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Seen {
     tokens: Vec<Token>,
     /// Editors and scripts change files without a token.
     stamps: Vec<Option<FileStamp>>,
+}
+
+impl Seen {
+    /// What an index is valid for.
+    fn key(&self) -> [u64; 2] {
+        let mut words: Vec<u64> = index::boot().to_vec();
+        for token in &self.tokens {
+            words.push(u64::try_from(token.as_bytes().len()).unwrap_or(0));
+            words.extend(token.as_bytes().iter().map(|byte| u64::from(*byte)));
+        }
+        for stamp in &self.stamps {
+            words.extend(stamp.map_or([0; 4], |stamp| {
+                [stamp.inode, stamp.size, stamp.seconds.cast_unsigned(), u64::from(stamp.nanoseconds)]
+            }));
+        }
+        let first = index::mix(&words);
+        words.push(1);
+        [first, index::mix(&words)]
+    }
 }
 
 impl<T: Record> Group<T> {
@@ -70,9 +96,16 @@ impl<T: Record> Group<T> {
             locks,
             files,
             on_wait,
+            index: None,
             cache: Mutex::new(Cache { seen: None, table: Arc::default() }),
             swept: AtomicBool::new(false),
         }
+    }
+
+    /// Keeps an index of that name in that directory, which a reboot may empty.
+    pub(crate) fn with_index(mut self, dir: Arc<Dir>, name: String) -> Self {
+        self.index = Some((dir, name));
+        self
     }
 
     /// Whether it belongs to an additional store.
@@ -111,7 +144,8 @@ impl<T: Record> Group<T> {
         cache.table = Arc::default();
         drop(cache);
         let table = Arc::try_unwrap(table).unwrap_or_else(|shared| (*shared).clone());
-        Ok(Writing { group: self, guards, seen, table })
+        let tidy = self.is_tidy(&table);
+        Ok(Writing { group: self, guards, seen, table, tidy })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache<T>> {
@@ -135,7 +169,7 @@ impl<T: Record> Group<T> {
         let mut cache = self.cache();
         if cache.seen.as_ref() != Some(&now) {
             cache.seen = None;
-            cache.table = Arc::new(self.parse()?);
+            cache.table = Arc::new(self.load(&now)?);
             cache.seen = Some(now);
         }
         Ok(Arc::clone(&cache.table))
@@ -146,6 +180,104 @@ impl<T: Record> Group<T> {
             FileStamp::at(&*file.dir, file.name).map_err(|e| Error::io("look up", file.dir.path().join(file.name), e))
         };
         self.files.iter().map(stamp).collect()
+    }
+
+    /// The records as the files have them: by their index, or all of them.
+    fn load(&self, now: &Seen) -> Result<Table<T>> {
+        if let Some(table) = self.indexed(now) {
+            return Ok(table);
+        }
+        let table = self.parse()?;
+        if self.make_index(now, &table).is_some() {
+            // Whoever was killed while it wrote has left an index of the past, and so comes by here.
+            self.sweep();
+        }
+        Ok(table)
+    }
+
+    /// The large file, if there is one, and when it was written last.
+    fn large(&self, now: &Seen) -> Option<(&RecordFile, FileStamp)> {
+        let at = self.files.iter().position(|file| file.index == STABLE)?;
+        let stamp = now.stamps.get(at).copied().flatten()?;
+        (stamp.size >= WORTH_IT).then(|| Some((self.files.get(at)?, stamp)))?
+    }
+
+    fn open_index(&self, now: &Seen) -> Option<Index> {
+        let (dir, name) = self.index.as_ref()?;
+        Index::open(dir.open_to_change(name).ok().flatten()?, now.key())
+    }
+
+    fn indexed(&self, now: &Seen) -> Option<Table<T>> {
+        let (file, stamp) = self.large(now)?;
+        let index = self.open_index(now)?;
+        let records = file.dir.open_file(file.name).ok().flatten()?;
+        if index.header.size != stamp.size || FileStamp::of(&records).ok()? != stamp {
+            return None;
+        }
+        let mut others = Vec::new();
+        for (file, stamp) in self.files.iter().zip(&now.stamps).filter(|(file, _)| file.index != STABLE) {
+            // Two large files, and everything is read.
+            if stamp.is_some_and(|stamp| stamp.size >= WORTH_IT) {
+                return None;
+            }
+            let bytes = file.dir.read(file.name).ok()?.unwrap_or_default();
+            others.push((file.index, json::parse_array(bytes).ok()?));
+        }
+        Table::with_base(Base::new(records, index), others)
+    }
+
+    /// Makes the index for others, and for our next time. Failing costs nothing but time.
+    fn make_index(&self, now: &Seen, table: &Table<T>) -> Option<()> {
+        let (dir, name) = self.index.as_ref()?;
+        let (_, stamp) = self.large(now)?;
+        if !table.repaired.is_empty() || table.hidden().next().is_some() {
+            return None;
+        }
+        let mut rows = Vec::new();
+        let mut at: usize = 1;
+        let mut unfinished: u32 = 0;
+        for slot in table.loaded(STABLE) {
+            let place = slot.place()?;
+            // Records behind each other, with nothing but commas in between.
+            if place.start != at {
+                return None;
+            }
+            at = place.end.checked_add(1)?;
+            let record = slot.get();
+            unfinished = unfinished.checked_add(u32::from(record.is_unfinished()))?;
+            let keys = record.keys().into_iter().map(|(key, value)| (key, value.to_owned())).collect();
+            rows.push((u32::try_from(place.len()).ok()?, keys));
+        }
+        if u64::try_from(at).ok()? != stamp.size {
+            return None;
+        }
+        let mut nonce = [0; 8];
+        fsutil::random(&mut nonce).ok()?;
+        let bytes = index::build(u64::from_le_bytes(nonce), now.key(), stamp.size, unfinished, None, &rows)?;
+        dir.write(name, &bytes, Durability::None).ok()
+    }
+
+    /// The directory of data beside the records, as far as its names go.
+    fn data_stamp(&self) -> Option<(u64, i64, u32)> {
+        let file = self.files.iter().find(|file| file.index == STABLE)?;
+        FileStamp::of(&*file.dir).ok().map(|stamp| index::tidy_stamp(&stamp))
+    }
+
+    /// Whether nothing has been put into the directory of data or taken out since everything in it belonged to a record.
+    pub(crate) fn is_tidy(&self, table: &Table<T>) -> bool {
+        let tidy = table.lazy.as_ref().and_then(|lazy| lazy.base.index.header.tidy);
+        tidy.is_some() && tidy == self.data_stamp()
+    }
+
+    /// Notes that everything in the directory of data belongs to a record, under the lock that this was seen under.
+    pub(crate) fn note_tidy(&self, guards: &Guards) -> Result<()> {
+        let now = Seen { tokens: guards.tokens()?, stamps: self.stamps()? };
+        if let Some(mut index) = self.open_index(&now) {
+            index.header.tidy = self.data_stamp();
+            // An index that cannot be written is found out by its check sum.
+            let _written: Option<()> = index.commit();
+        }
+        Ok(())
     }
 
     fn parse(&self) -> Result<Table<T>> {
@@ -190,6 +322,8 @@ pub(crate) struct Writing<'g, T: Record> {
     /// `None` once the table differs from the files.
     seen: Option<Seen>,
     table: Table<T>,
+    /// Whether everything in the directory of data belonged to a record when the lock was taken.
+    tidy: bool,
 }
 
 impl<T: Record> Writing<'_, T> {
@@ -221,7 +355,13 @@ impl<T: Record> Writing<'_, T> {
 
     fn save_as(&mut self, files: &[FileIndex], durability: impl Fn(Durability) -> Durability) -> Result<()> {
         self.seen = None;
-        self.group.sweep();
+        if let Some(why) = self.table.failure() {
+            let path = self.group.files.first().map(|file| file.dir.path().join(file.name)).unwrap_or_default();
+            return Err(Error::io("read", path, std::io::Error::other(why.to_owned())));
+        }
+        if self.table.lazy.is_none() {
+            self.group.sweep();
+        }
         let tokens = self.guards.record_write()?;
         fault("records.token-written")?;
         let mut files = files.to_vec();
@@ -230,16 +370,115 @@ impl<T: Record> Writing<'_, T> {
         files.dedup();
         for file in &self.group.files {
             if files.contains(&file.index) {
-                let path = || file.dir.path().join(file.name);
-                let bytes = json::write_array(self.table.slots(file.index))
-                    .map_err(|source| Error::Encode { path: path(), source })?;
-                file.dir.write(file.name, &bytes, durability(file.durability))?;
+                self.write(file, durability(file.durability))?;
                 fault("records.written")?;
             }
         }
-        self.seen = Some(Seen { tokens, stamps: self.group.stamps()? });
+        let now = Seen { tokens, stamps: self.group.stamps()? };
+        self.follow(&now, files.contains(&STABLE))?;
+        self.seen = Some(now);
         Ok(())
     }
+
+    /// Notes that what was put into the directory of data, or taken out of it, after saving belongs to what was saved.
+    pub(crate) fn settled(&self) -> Result<()> {
+        if self.tidy { self.group.note_tidy(&self.guards) } else { Ok(()) }
+    }
+
+    fn write(&self, file: &RecordFile, durability: Durability) -> Result<()> {
+        let encode = |source| Error::Encode { path: file.dir.path().join(file.name), source };
+        if file.index == STABLE
+            && let Some(lazy) = &self.table.lazy
+            && let Some(changes) = changes(lazy).map_err(encode)?
+        {
+            let mut new = Vec::new();
+            for slot in self.table.loaded(STABLE) {
+                let mut text = Vec::new();
+                json::append(&mut text, &**slot.get()).map_err(encode)?;
+                new.push(text);
+            }
+            let (old, size) = (&lazy.base.file, lazy.base.index.header.size);
+            return file.dir.write_with(file.name, durability, |out| index::splice(out, old, size, &changes, &new));
+        }
+        let bytes = json::write_array(self.table.slots(file.index)).map_err(encode)?;
+        file.dir.write(file.name, &bytes, durability)
+    }
+
+    /// Brings the index up to what was written, and goes on with it.
+    fn follow(&mut self, now: &Seen, stable: bool) -> Result<()> {
+        let Some(lazy) = &self.table.lazy else { return Ok(()) };
+        let tidy = if self.tidy { self.group.data_stamp() } else { None };
+        let followed = follow(&self.table, lazy, now, stable, tidy, self.group.large(now).map(|(_, stamp)| stamp.size));
+        if followed.is_none()
+            && let Some((dir, name)) = &self.group.index
+        {
+            // It is made anew when it is next looked for, even if it stays: its header is not of these records.
+            dir.remove(name).ok();
+        }
+        if stable {
+            self.table = self.group.load(now)?;
+        }
+        Ok(())
+    }
+}
+
+/// The changes to a file of records, in its order; `None` when its index is wrong.
+fn changes<T: Record>(lazy: &Lazy<T>) -> serde_json::Result<Option<Vec<index::Change>>> {
+    if lazy.base.is_wrong() {
+        return Ok(None);
+    }
+    let mut changes = Vec::new();
+    let gone = lazy.gone.values().map(|gone| (gone.row, None));
+    let changed = lazy.changed.values().map(|changed| (changed.was.row, Some(changed.slot.get())));
+    for (row, record) in gone.chain(changed) {
+        let Some((offset, length)) = row.and_then(|row| lazy.base.index.place(row)) else { return Ok(None) };
+        let text = record.map(|record| json::to_vec(&**record)).transpose()?;
+        changes.push(index::Change { offset, length, text });
+    }
+    changes.sort_unstable_by_key(|change| change.offset);
+    Ok(Some(changes))
+}
+
+/// Does in the index what was done in the records.
+fn follow<T: Record>(
+    table: &Table<T>,
+    lazy: &Lazy<T>,
+    now: &Seen,
+    stable: bool,
+    tidy: Option<(u64, i64, u32)>,
+    size: Option<u64>,
+) -> Option<()> {
+    if lazy.base.is_wrong() {
+        return None;
+    }
+    let mut index = Index { file: lazy.base.index.file.try_clone().ok()?, header: lazy.base.index.header.clone() };
+    index.header.key = now.key();
+    index.header.size = size?;
+    index.header.tidy = tidy;
+    if stable {
+        let text = |record: &T| json::to_vec(record).ok().and_then(|text| u32::try_from(text.len()).ok());
+        let mut unfinished = i64::from(index.header.unfinished);
+        for gone in lazy.gone.values() {
+            index.remove(gone.row?, &gone.old.keys())?;
+            unfinished = unfinished.checked_sub(i64::from(gone.old.is_unfinished()))?;
+        }
+        for changed in lazy.changed.values() {
+            let (row, record) = (changed.was.row?, changed.slot.get());
+            index.resize(row, text(record)?)?;
+            let (old, new) = (changed.was.old.keys(), record.keys());
+            old.iter().filter(|key| !new.contains(key)).try_for_each(|(key, value)| index.unlink(*key, value, row))?;
+            new.iter().filter(|key| !old.contains(key)).try_for_each(|(key, value)| index.link(*key, value, row))?;
+            unfinished = unfinished
+                .checked_sub(i64::from(changed.was.old.is_unfinished()))?
+                .checked_add(i64::from(record.is_unfinished()))?;
+        }
+        for slot in table.loaded(STABLE) {
+            index.append(text(slot.get())?, &slot.get().keys())?;
+            unfinished = unfinished.checked_add(i64::from(slot.get().is_unfinished()))?;
+        }
+        index.header.unfinished = u32::try_from(unfinished).ok()?;
+    }
+    index.commit()
 }
 
 impl<T: Record> Drop for Writing<'_, T> {

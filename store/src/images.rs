@@ -9,6 +9,7 @@ use crate::bigdata::{self, Owner};
 use crate::dirs::{Dir, USER_DATA};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::index::Key;
 use crate::names::check_names;
 use crate::options::CreateImage;
 use crate::records::{Flags, Image, Time};
@@ -22,7 +23,7 @@ impl Store {
     /// # Errors
     /// I/O; damaged records.
     pub fn images(&self) -> Result<Vec<Stored<Image>>> {
-        self.select_images(|_| true)
+        self.select_images(|table| table.iter().collect())
     }
 
     /// One image.
@@ -39,7 +40,7 @@ impl Store {
     /// [`Error::InvalidDigest`].
     pub fn images_by_digest(&self, digest: &str) -> Result<Vec<Stored<Image>>> {
         bigdata::check_digest(digest)?;
-        self.select_images(|image| image.digests().contains(&digest))
+        self.select_images(|table| table.with(Key::Digest, digest))
     }
 
     /// The images with this (mapped) top layer; none is an empty list.
@@ -48,14 +49,17 @@ impl Store {
     /// [`Error::LayerNotKnown`].
     pub fn images_by_top_layer(&self, layer: &str) -> Result<Vec<Stored<Image>>> {
         let layer = self.layer(layer)?;
-        self.select_images(|image| image.top_layers().any(|top| top == layer.id))
+        self.select_images(|table| table.with(Key::Uses, &layer.id))
     }
 
-    fn select_images(&self, wanted: impl Fn(&Image) -> bool) -> Result<Vec<Stored<Image>>> {
+    fn select_images(
+        &self,
+        wanted: impl for<'t> Fn(&'t Table<Image>) -> Vec<&'t Arc<Image>>,
+    ) -> Result<Vec<Stored<Image>>> {
         let tables = self.image_tables()?;
         let mut found: Vec<Stored<Image>> = Vec::new();
         for (n, (home, table)) in tables.iter().enumerate() {
-            for image in table.iter().filter(|image| wanted(image)) {
+            for image in wanted(table) {
                 if !tables.iter().take(n).any(|(_, earlier)| earlier.by_id(&image.id).is_some()) {
                     found.push(Stored::new(image, *home));
                 }

@@ -71,6 +71,16 @@ impl<T> Slot<T> {
         Self { value: Arc::new(value), text: None }
     }
 
+    /// A record as it was read, to be changed.
+    pub(crate) fn of(value: &Arc<T>) -> Self {
+        Self { value: Arc::clone(value), text: None }
+    }
+
+    /// Where it is in its file.
+    pub(crate) fn place(&self) -> Option<&Range<usize>> {
+        self.text.as_ref().map(|text| &text.place)
+    }
+
     /// The record.
     pub(crate) fn get(&self) -> &Arc<T> {
         &self.value
@@ -83,6 +93,11 @@ impl<T: Clone> Slot<T> {
         self.text = None;
         Arc::make_mut(&mut self.value)
     }
+}
+
+/// Reads one record, which has to be all there is.
+pub(crate) fn parse_one<T: DeserializeOwned>(text: &[u8]) -> Option<Slot<T>> {
+    Some(Slot { value: Arc::new(serde_json::from_slice(text).ok()?), text: None })
 }
 
 /// Reads an array of records. An empty or missing file, and Go's `null`, are an empty array.

@@ -9,6 +9,7 @@ use graph_core::{ErrorKind as DriverErrorKind, LayerId};
 use crate::bigdata::{self, Owner};
 use crate::error::{Error, Result, fault};
 use crate::group::Writing;
+use crate::index::Key;
 use crate::names::check_names;
 use crate::options::CreateLayer;
 use crate::records::{Layer, Time};
@@ -53,7 +54,7 @@ impl Store {
     /// # Errors
     /// I/O; damaged records.
     pub fn layers(&self) -> Result<Vec<Stored<Layer>>> {
-        self.select_layers(|_| true)
+        self.select_layers(|table| table.iter().collect())
     }
 
     /// One layer.
@@ -69,7 +70,7 @@ impl Store {
     /// # Errors
     /// I/O; damaged records.
     pub fn layers_by_uncompressed_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
-        self.select_layers(|layer| !digest.is_empty() && layer.diff_digest == digest)
+        self.select_layers(|table| keyed(table, Key::Digest, digest))
     }
 
     /// The layers that were filled from a blob of this digest; none is an empty list.
@@ -77,7 +78,7 @@ impl Store {
     /// # Errors
     /// I/O; damaged records.
     pub fn layers_by_compressed_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
-        self.select_layers(|layer| !digest.is_empty() && layer.compressed_digest == digest)
+        self.select_layers(|table| keyed(table, Key::CompressedDigest, digest))
     }
 
     /// The layers that were fetched in parts by a table of contents of this digest; none is an empty list.
@@ -85,14 +86,17 @@ impl Store {
     /// # Errors
     /// I/O; damaged records.
     pub fn layers_by_toc_digest(&self, digest: &str) -> Result<Vec<Stored<Layer>>> {
-        self.select_layers(|layer| !digest.is_empty() && layer.toc_digest == digest)
+        self.select_layers(|table| keyed(table, Key::TocDigest, digest))
     }
 
-    fn select_layers(&self, wanted: impl Fn(&Layer) -> bool) -> Result<Vec<Stored<Layer>>> {
+    fn select_layers(
+        &self,
+        wanted: impl for<'t> Fn(&'t Table<Layer>) -> Vec<&'t Arc<Layer>>,
+    ) -> Result<Vec<Stored<Layer>>> {
         let tables = self.layer_tables()?;
         let mut found: Vec<Stored<Layer>> = Vec::new();
         for (n, (home, table)) in tables.tables.iter().enumerate() {
-            for layer in table.iter().filter(|layer| !layer.is_incomplete() && wanted(layer)) {
+            for layer in wanted(table).into_iter().filter(|layer| !layer.is_incomplete()) {
                 let shown = tables.tables.iter().take(n).any(|(_, earlier)| earlier.by_id(&layer.id).is_some());
                 if !shown {
                     found.push(Stored::new(layer, *home));
@@ -176,7 +180,7 @@ impl Store {
                     .layer_tables_with(own)?
                     .find(reference)
                     .ok_or_else(|| Error::LayerNotKnown { reference: reference.to_owned() })?;
-                if self.containers.records.read()?.iter().any(|container| container.layer == parent.id) {
+                if self.containers.records.read()?.any_with(Key::Alias, &parent.id).is_some() {
                     return Err(Error::ParentIsContainer { id: parent.id.clone() });
                 }
                 Some(parent)
@@ -436,6 +440,10 @@ pub(crate) struct LayerPlan {
 /// The file beside the records that the layer's archive is put together from.
 pub(crate) fn tar_split_name(id: &str) -> String {
     format!("{id}.tar-split.gz")
+}
+
+fn keyed<'t>(table: &'t Table<Layer>, key: Key, value: &str) -> Vec<&'t Arc<Layer>> {
+    if value.is_empty() { Vec::new() } else { table.with(key, value) }
 }
 
 fn check_free(layers: &Table<Layer>, id: &str, names: &[String]) -> Result<()> {

@@ -79,6 +79,7 @@ mod gc;
 mod group;
 mod images;
 mod import;
+mod index;
 pub mod json;
 mod layers;
 mod mapped;

@@ -83,6 +83,12 @@ impl<'o> Opener<'o> {
         Group::new(locks.into_iter().map(LockFile::new).collect(), files, self.options.on_lock_wait.clone())
     }
 
+    /// As [`Opener::group`], with an index in the run root.
+    fn indexed<T: Record>(&self, kind: &str, locks: Vec<PathBuf>, files: Vec<RecordFile>) -> Result<Group<T>> {
+        let dir = Arc::new(self.run_root.make_dir(&self.name("layers"))?);
+        Ok(self.group(locks, files).with_index(dir, format!("{kind}.index")))
+    }
+
     /// Where the volatile records of a kind are.
     fn volatile_dir(&self, kind: &str, stable: &Arc<Dir>) -> Result<Arc<Dir>> {
         if self.options.transient {
@@ -102,7 +108,7 @@ impl<'o> Opener<'o> {
             files.push(self.file(IMAGE_STORE, &dir, "layers.json"));
         }
         files.push(self.file(VOLATILE, &self.volatile_dir("layers", &dir)?, "volatile-layers.json"));
-        Ok(Part { dir, records: self.group(locks, files) })
+        Ok(Part { dir, records: self.indexed("layers", locks, files)? })
     }
 
     pub(crate) fn mounts(&self) -> Result<Group<MountPoint>> {
@@ -123,8 +129,10 @@ impl<'o> Opener<'o> {
 
     fn images_in(&self, root: &Dir) -> Result<Part<Image>> {
         let dir = Arc::new(root.make_dir(&self.name("images"))?);
-        let records = self.group(vec![dir.path().join("images.lock")], vec![self.file(STABLE, &dir, "images.json")]);
-        Ok(Part { dir, records })
+        let (locks, files) = (vec![dir.path().join("images.lock")], vec![self.file(STABLE, &dir, "images.json")]);
+        // A store that is split has two of them.
+        let kind = if std::ptr::eq(root, self.root) { "images" } else { "image-store" };
+        Ok(Part { dir, records: self.indexed(kind, locks, files)? })
     }
 
     pub(crate) fn containers(&self) -> Result<Part<Container>> {
@@ -133,7 +141,7 @@ impl<'o> Opener<'o> {
         let lock = volatile.path().join("containers.lock");
         let files =
             vec![self.file(STABLE, &dir, "containers.json"), self.file(VOLATILE, &volatile, VOLATILE_CONTAINERS)];
-        Ok(Part { dir, records: self.group(vec![lock], files) })
+        Ok(Part { dir, records: self.indexed("containers", vec![lock], files)? })
     }
 
     /// Additional stores. The store's own directories are none, whoever names them so.

@@ -32,7 +32,7 @@ impl Store {
             tidy("image", &images.records, &mut warnings)?;
         }
         tidy("container", &self.containers.records, &mut warnings)?;
-        if self.layers.records.read()?.iter().any(|layer| layer.is_incomplete()) {
+        if self.layers.records.read()?.has_unfinished() {
             let removed = self.remove_incomplete_layers(&mut warnings);
             step_over_read_only(removed, &mut warnings)?;
         }
@@ -182,8 +182,14 @@ fn remove_orphans<T: Record>(
         Ok(names.filter(|name| is_usual(name) && table.by_id(name).is_none() && !elsewhere(name)).collect())
     };
     // Read-only first: as a rule there are none, and whoever makes one at this moment is not to be waited for twice.
-    if orphans(&*part.records.read()?)?.is_empty() {
-        return Ok(());
+    {
+        let (guards, table) = part.records.read_locked()?;
+        if part.records.is_tidy(&table) {
+            return Ok(());
+        }
+        if orphans(&table)?.is_empty() {
+            return part.records.note_tidy(&guards);
+        }
     }
     let writing = part.records.write()?;
     for name in orphans(writing.table())? {

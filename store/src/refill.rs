@@ -12,6 +12,7 @@ use graph_core::driver::{CreateOptions, DeferredRemoval, DiffRequest};
 
 use crate::error::{Error, Result, fault};
 use crate::import::{Imported, about, parse_expected, sync};
+use crate::index::Key;
 use crate::layers::{LayerTables, tar_split_name};
 use crate::options::Expected;
 use crate::records::Layer;
@@ -73,9 +74,9 @@ impl Store {
             !record.diff_digest.is_empty() || self.layers.dir.open_file(&tar_split_name(&record.id))?.is_some();
         let used = filled
             || !same_owners
-            || own.iter().any(|other| other.parent == record.id)
+            || own.any_with(Key::Uses, &record.id).is_some()
             || self.mounts.read()?.by_id(&record.id).is_some()
-            || self.containers.records.read()?.iter().any(|container| container.layer == record.id);
+            || self.containers.records.read()?.any_with(Key::Alias, &record.id).is_some();
         if used {
             return Ok(None);
         }

@@ -1,12 +1,16 @@
 //! The records of one kind in memory, as one or several files said them, with what is needed to find them.
+//!
+//! Of a large file only those that are asked for are in memory, as long as there is an index of it ([`crate::index`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::index::{Base, Key, PREFIX};
 use crate::json::Slot;
+use crate::parts::STABLE;
 use crate::records::{Container, Image, Layer, MountPoint};
 
 /// What the tables need to know of a record.
@@ -14,30 +18,65 @@ pub(crate) trait Record: Clone + Serialize + DeserializeOwned {
     fn id(&self) -> &str;
     fn names(&self) -> &[String];
     fn names_mut(&mut self) -> Option<&mut Vec<String>>;
-    /// A further id that it is found by.
-    fn alias(&self) -> Option<&str> {
-        None
+    /// What it is looked up by, besides id and names.
+    fn more_keys(&self) -> Vec<(Key, &str)> {
+        Vec::new()
+    }
+    /// Whether it is marked as one that a killed process left unfinished.
+    fn is_unfinished(&self) -> bool {
+        false
+    }
+    /// All that it is looked up by.
+    fn keys(&self) -> Vec<(Key, &str)> {
+        let mut keys = vec![(Key::Id, self.id())];
+        keys.extend(self.id().get(..PREFIX).map(|prefix| (Key::Prefix, prefix)));
+        keys.extend(self.names().iter().map(|name| (Key::Name, name.as_str())));
+        keys.extend(self.more_keys().into_iter().filter(|(_, value)| !value.is_empty()));
+        keys
     }
 }
 
-macro_rules! impl_record {
-    ($type:ty) => {
-        impl Record for $type {
-            fn id(&self) -> &str {
-                &self.id
-            }
-            fn names(&self) -> &[String] {
-                &self.names
-            }
-            fn names_mut(&mut self) -> Option<&mut Vec<String>> {
-                Some(&mut self.names)
-            }
-        }
-    };
+impl Record for Layer {
+    fn id(&self) -> &str {
+        &self.id
+    }
+    fn names(&self) -> &[String] {
+        &self.names
+    }
+    fn names_mut(&mut self) -> Option<&mut Vec<String>> {
+        Some(&mut self.names)
+    }
+    fn more_keys(&self) -> Vec<(Key, &str)> {
+        vec![
+            (Key::Uses, &self.parent),
+            (Key::Digest, &self.diff_digest),
+            (Key::CompressedDigest, &self.compressed_digest),
+            (Key::TocDigest, &self.toc_digest),
+        ]
+    }
+    fn is_unfinished(&self) -> bool {
+        self.is_incomplete()
+    }
 }
 
-impl_record!(Layer);
-impl_record!(Image);
+impl Record for Image {
+    fn id(&self) -> &str {
+        &self.id
+    }
+    fn names(&self) -> &[String] {
+        &self.names
+    }
+    fn names_mut(&mut self) -> Option<&mut Vec<String>> {
+        Some(&mut self.names)
+    }
+    fn more_keys(&self) -> Vec<(Key, &str)> {
+        let mut tops: Vec<&str> = self.top_layers().collect();
+        tops.sort_unstable();
+        tops.dedup();
+        let digests = self.digests().into_iter().map(|digest| (Key::Digest, digest));
+        tops.into_iter().map(|top| (Key::Uses, top)).chain(digests).collect()
+    }
+}
 
 impl Record for Container {
     fn id(&self) -> &str {
@@ -49,8 +88,8 @@ impl Record for Container {
     fn names_mut(&mut self) -> Option<&mut Vec<String>> {
         Some(&mut self.names)
     }
-    fn alias(&self) -> Option<&str> {
-        Some(&self.layer)
+    fn more_keys(&self) -> Vec<(Key, &str)> {
+        vec![(Key::Alias, &self.layer), (Key::Uses, &self.image)]
     }
 }
 
@@ -80,6 +119,7 @@ struct Row<T> {
 /// Records in the order of their files.
 #[derive(Clone, Debug)]
 pub(crate) struct Table<T> {
+    /// Those that are in memory whole: all, or with an index those of the other files and those just made.
     rows: Vec<Row<T>>,
     by_id: HashMap<String, usize>,
     by_name: HashMap<String, usize>,
@@ -87,6 +127,109 @@ pub(crate) struct Table<T> {
     pub(crate) repaired: Vec<FileIndex>,
     /// The names that two records had when they were read, with the ids of the earlier and the later.
     doubled_names: Vec<(String, String, String)>,
+    /// The records of a large file.
+    pub(crate) lazy: Option<Lazy<T>>,
+}
+
+/// The records of the file [`STABLE`], read as they are asked for, and what was changed in them since.
+#[derive(Clone, Debug)]
+pub(crate) struct Lazy<T> {
+    pub(crate) base: Arc<Base<T>>,
+    pub(crate) changed: BTreeMap<String, Changed<T>>,
+    pub(crate) gone: BTreeMap<String, Gone<T>>,
+}
+
+/// A record that is not what the file says any more.
+#[derive(Clone, Debug)]
+pub(crate) struct Changed<T> {
+    pub(crate) was: Gone<T>,
+    pub(crate) slot: Slot<T>,
+}
+
+/// A record as the file has it, and its row.
+#[derive(Clone, Debug)]
+pub(crate) struct Gone<T> {
+    pub(crate) row: Option<u32>,
+    pub(crate) old: Arc<T>,
+}
+
+impl<T: Record> Lazy<T> {
+    fn slot(&self, id: &str) -> Option<&Slot<T>> {
+        if self.gone.contains_key(id) {
+            return None;
+        }
+        self.changed.get(id).map_or_else(|| self.base.by_id(id), |changed| Some(&changed.slot))
+    }
+
+    fn old(&self, id: &str) -> Option<Gone<T>> {
+        if self.gone.contains_key(id) {
+            return None;
+        }
+        if let Some(changed) = self.changed.get(id) {
+            return Some(changed.was.clone());
+        }
+        let old = Arc::clone(self.base.by_id(id)?.get());
+        Some(Gone { row: self.base.row_of(id), old })
+    }
+
+    fn change(&mut self, id: &str) -> Option<&mut T> {
+        let was = self.old(id)?;
+        let slot = Slot::of(&was.old);
+        Some(self.changed.entry(id.to_owned()).or_insert(Changed { was, slot }).slot.change())
+    }
+
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(old) = self.old(id) else { return false };
+        self.changed.remove(id);
+        self.gone.insert(id.to_owned(), old);
+        true
+    }
+
+    /// All of them as they are now.
+    fn slots(&self) -> impl Iterator<Item = &Slot<T>> {
+        let current = |slot: &'_ Slot<T>| !self.gone.contains_key(slot.get().id());
+        let now = |slot| self.changed.get(slot_id(slot)).map_or(slot, |changed| &changed.slot);
+        self.base.all().slots.iter().filter(move |slot| current(slot)).map(now)
+    }
+
+    fn with(&self, key: Key, value: &str) -> Vec<&Arc<T>> {
+        let untouched = |slot: &&Slot<T>| {
+            let id = slot.get().id();
+            !self.gone.contains_key(id) && !self.changed.contains_key(id)
+        };
+        let mut found: Vec<&Arc<T>> = match self.base.with(key, value, usize::MAX) {
+            Some(rows) => rows.into_iter().rev().map(|(_, slot)| slot).filter(untouched).map(Slot::get).collect(),
+            None => {
+                let has = |slot: &&Slot<T>| has(&**slot.get(), key, value);
+                self.base.all().slots.iter().filter(has).filter(untouched).map(Slot::get).collect()
+            }
+        };
+        found.extend(self.changed.values().map(|changed| changed.slot.get()).filter(|now| has(&***now, key, value)));
+        found
+    }
+
+    fn len(&self) -> usize {
+        let all = if self.base.is_wrong() {
+            self.base.all().slots.len()
+        } else {
+            usize::try_from(self.base.index.header.live).unwrap_or(0)
+        };
+        all.saturating_sub(self.gone.len())
+    }
+}
+
+fn slot_id<T: Record>(slot: &Slot<T>) -> &str {
+    slot.get().id()
+}
+
+/// Whether a record has that value for that key.
+pub(crate) fn has<T: Record>(record: &T, key: Key, value: &str) -> bool {
+    match key {
+        Key::Id => record.id() == value,
+        Key::Name => record.names().iter().any(|name| name == value),
+        Key::Prefix => record.id().starts_with(value),
+        _ => record.more_keys().iter().any(|(own, text)| *own == key && *text == value),
+    }
 }
 
 impl<T> Default for Table<T> {
@@ -97,6 +240,7 @@ impl<T> Default for Table<T> {
             by_name: HashMap::new(),
             repaired: Vec::new(),
             doubled_names: Vec::new(),
+            lazy: None,
         }
     }
 }
@@ -121,6 +265,25 @@ impl<T: Record> Table<T> {
             table.index_names(at);
         }
         table
+    }
+
+    /// The records of a large file, read as they are asked for, and those of the others. `None` when an id or a name is in
+    /// both: what belongs to which is seen when all is read.
+    pub(crate) fn with_base(base: Base<T>, others: Vec<(FileIndex, Vec<Slot<T>>)>) -> Option<Self> {
+        let mut table = Self::from_files(others);
+        let base = Arc::new(base);
+        for row in &table.rows {
+            let record = row.slot.get();
+            let taken = |key, value: &str| base.with(key, value, 1).is_none_or(|found| !found.is_empty());
+            if taken(Key::Id, record.id()) || record.names().iter().any(|name| taken(Key::Name, name)) {
+                return None;
+            }
+        }
+        if !table.repaired.is_empty() || table.hidden().next().is_some() {
+            return None;
+        }
+        table.lazy = Some(Lazy { base, changed: BTreeMap::new(), gone: BTreeMap::new() });
+        Some(table)
     }
 
     fn index_names(&mut self, at: usize) {
@@ -163,48 +326,103 @@ impl<T: Record> Table<T> {
         self.rows.iter().filter(|row| row.hidden).map(|row| row.slot.get().id())
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.by_id.len()
+    /// Why the records cannot be relied on, if that is so: their file could not be read any more.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.lazy.as_ref().and_then(|lazy| lazy.base.failure())
     }
 
-    /// All records, in order.
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len().saturating_add(self.lazy.as_ref().map_or(0, Lazy::len))
+    }
+
+    /// All records, in order. Reads all of them.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<T>> {
+        let mut all: Vec<&Arc<T>> = Vec::with_capacity(self.len());
+        all.extend(self.lazy.iter().flat_map(Lazy::slots).map(Slot::get));
+        all.extend(self.shown());
+        all.into_iter()
+    }
+
+    /// Those that are in memory whole and not hidden.
+    fn shown(&self) -> impl Iterator<Item = &Arc<T>> {
         self.rows.iter().filter(|row| !row.hidden).map(|row| row.slot.get())
     }
 
     /// Those of one file, as they are to be written: hidden ones, too.
     pub(crate) fn slots(&self, file: FileIndex) -> impl Iterator<Item = &Slot<T>> {
+        let lazy = self.lazy.iter().filter(move |_| file == STABLE).flat_map(Lazy::slots);
+        lazy.chain(self.loaded(file))
+    }
+
+    /// Those of one file that are in memory whole.
+    pub(crate) fn loaded(&self, file: FileIndex) -> impl Iterator<Item = &Slot<T>> {
         self.rows.iter().filter(move |row| row.file == file).map(|row| &row.slot)
+    }
+
+    /// Whether any is marked as one that a killed process left unfinished.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        match &self.lazy {
+            Some(lazy) if !lazy.base.is_wrong() && lazy.changed.is_empty() && lazy.gone.is_empty() => {
+                lazy.base.index.header.unfinished > 0 || self.shown().any(|record| record.is_unfinished())
+            }
+            _ => self.iter().any(|record| record.is_unfinished()),
+        }
     }
 
     /// By id alone.
     pub(crate) fn by_id(&self, id: &str) -> Option<&Arc<T>> {
-        self.by_id.get(id).and_then(|at| self.rows.get(*at)).map(|row| row.slot.get())
+        let loaded = self.by_id.get(id).and_then(|at| self.rows.get(*at)).map(|row| &row.slot);
+        loaded.or_else(|| self.lazy.as_ref()?.slot(id)).map(Slot::get)
     }
 
     /// By name alone.
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<T>> {
-        self.by_name.get(name).and_then(|at| self.rows.get(*at)).map(|row| row.slot.get())
+        let loaded = self.by_name.get(name).and_then(|at| self.rows.get(*at)).map(|row| row.slot.get());
+        loaded.or_else(|| self.lazy.as_ref()?.with(Key::Name, name).pop())
+    }
+
+    /// All with that value for that key, in the order of their files (those changed since they were read last).
+    pub(crate) fn with(&self, key: Key, value: &str) -> Vec<&Arc<T>> {
+        let mut found = self.lazy.as_ref().map(|lazy| lazy.with(key, value)).unwrap_or_default();
+        found.extend(self.shown().filter(|record| has(&***record, key, value)));
+        found
+    }
+
+    /// One with that value for that key.
+    pub(crate) fn any_with(&self, key: Key, value: &str) -> Option<&Arc<T>> {
+        if let Some(found) = self.shown().find(|record| has(&***record, key, value)) {
+            return Some(found);
+        }
+        let lazy = self.lazy.as_ref()?;
+        // One is enough, unless it is one that has changed.
+        match lazy.base.with(key, value, 1) {
+            Some(found) if lazy.gone.is_empty() && lazy.changed.is_empty() => found.first().map(|(_, slot)| slot.get()),
+            _ => lazy.with(key, value).pop(),
+        }
     }
 
     /// The file that a record is in.
     pub(crate) fn file_of(&self, id: &str) -> Option<FileIndex> {
-        self.by_id.get(id).and_then(|at| self.rows.get(*at)).map(|row| row.file)
+        let loaded = self.by_id.get(id).and_then(|at| self.rows.get(*at)).map(|row| row.file);
+        loaded.or_else(|| self.lazy.as_ref()?.slot(id).map(|_| STABLE))
     }
 
-    /// By id, else by name, else by the alias, else by a prefix of exactly one id.
+    /// By id, else by name, else by a container's layer, else by a prefix of exactly one id.
     pub(crate) fn find(&self, reference: &str) -> Option<&Arc<T>> {
         if reference.is_empty() {
             return None;
         }
-        self.by_id(reference).or_else(|| self.by_name(reference)).or_else(|| {
-            if let Some(found) = self.iter().find(|record| record.alias() == Some(reference)) {
-                return Some(found);
-            }
-            let mut matching = self.iter().filter(|record| record.id().starts_with(reference));
-            matching.next().filter(|_| matching.next().is_none())
-        })
+        let exact = self.by_id(reference).or_else(|| self.by_name(reference));
+        if let Some(found) = exact.or_else(|| self.any_with(Key::Alias, reference)) {
+            return Some(found);
+        }
+        let matching: Vec<&Arc<T>> = match reference.get(..PREFIX) {
+            Some(prefix) => self.with(Key::Prefix, prefix),
+            None => self.iter().collect(),
+        };
+        let mut matching = matching.into_iter().filter(|record| record.id().starts_with(reference));
+        matching.next().filter(|_| matching.next().is_none())
     }
 
     /// Adds a record at the end. Its id and names must be free.
@@ -219,9 +437,11 @@ impl<T: Record> Table<T> {
 
     /// The record, to be changed (not its id or names); and its file.
     pub(crate) fn change(&mut self, id: &str) -> Option<(&mut T, FileIndex)> {
-        let at = *self.by_id.get(id)?;
-        let row = self.rows.get_mut(at)?;
-        Some((row.slot.change(), row.file))
+        if let Some(at) = self.by_id.get(id) {
+            let row = self.rows.get_mut(*at)?;
+            return Some((row.slot.change(), row.file));
+        }
+        self.lazy.as_mut()?.change(id).map(|record| (record, STABLE))
     }
 
     /// Removes records, and those that they hid; which files they were in.
@@ -234,6 +454,12 @@ impl<T: Record> Table<T> {
             }
             !goes
         });
+        if let Some(lazy) = &mut self.lazy {
+            let removed = ids.iter().filter(|id| lazy.remove(id.as_ref())).count();
+            if removed > 0 && !files.contains(&STABLE) {
+                files.push(STABLE);
+            }
+        }
         self.reindex();
         files
     }
@@ -242,13 +468,16 @@ impl<T: Record> Table<T> {
     pub(crate) fn set_names(&mut self, id: &str, names: &[String]) -> Vec<FileIndex> {
         let names = unique(names);
         let mut files = Vec::new();
-        for row in self.rows.iter_mut().filter(|row| !row.hidden) {
-            let record = row.slot.get();
-            if record.id() != id && record.names().iter().any(|name| names.contains(name)) {
-                if let Some(theirs) = row.slot.change().names_mut() {
-                    theirs.retain(|name| !names.contains(name));
+        for name in &names {
+            let owners: Vec<String> =
+                self.with(Key::Name, name).into_iter().map(|owner| owner.id().to_owned()).collect();
+            for owner in owners.iter().filter(|owner| *owner != id) {
+                if let Some((record, file)) = self.change(owner) {
+                    if let Some(theirs) = record.names_mut() {
+                        theirs.retain(|other| other != name);
+                    }
+                    files.push(file);
                 }
-                files.push(row.file);
             }
         }
         if let Some((record, file)) = self.change(id) {

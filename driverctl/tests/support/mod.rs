@@ -10,6 +10,7 @@
 
 pub mod engines;
 
+pub mod seed;
 pub mod steps;
 
 use std::ffi::OsStr;
