@@ -22,6 +22,7 @@
 mod support;
 
 mod basics;
+mod below;
 mod copies;
 mod diffs;
 mod ground;
@@ -77,7 +78,7 @@ impl Row {
 }
 
 fn rows() -> Vec<Row> {
-    [basics::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS, stores::ROWS].concat()
+    [basics::ROWS, below::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS, stores::ROWS].concat()
 }
 
 /// A row in one surrounding.
