@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::engines::{APP, BASE, Engines, Privilege, tools};
+use support::engines::{APP, BASE, Engines, Privilege, assert_same_records, json, layout, sha256, tools, tree};
 use support::{
     DRIVERCTL, TestStore, both, have, in_own_mount_namespace, in_own_user_namespace, in_own_user_namespace_with, run,
 };
@@ -30,14 +30,14 @@ fn a_round_of_podman(engines: &Engines<'_>) {
     let wanted = "one\nnew\nnew\n1000 1001 4755";
     assert_eq!(engines.podman_run(&["--rm", "localhost/app:1", "sh", "-c", look]), wanted);
     let write = "echo written >/new; rm /etc/group; busybox rm -r /opq; mkdir /opq; echo again >/opq/again; busybox chown 7:8 /new";
-    engines.podman_run(&["--name", "c", "localhost/app:1", "sh", "-c", write]);
+    engines.podman_run(&["--name", "writer", "localhost/app:1", "sh", "-c", write]);
     // A second mount of the same container.
-    engines.podman(&["start", "-a", "c"]);
-    let diff = engines.podman(&["diff", "c"]);
+    engines.podman(&["start", "-a", "writer"]);
+    let diff = engines.podman(&["diff", "writer"]);
     for line in ["A /new", "D /etc/group", "A /opq/again"] {
         assert!(diff.lines().any(|found| found == line), "{line} is not in\n{diff}");
     }
-    engines.podman(&["commit", "-q", "c", "localhost/committed:1"]);
+    engines.podman(&["commit", "-q", "writer", "localhost/committed:1"]);
     let look = "cat /new; ls /opq; stat -c '%u %g' /new; test ! -e /etc/group";
     let said = engines.podman_run(&[
         "--rm",
@@ -47,7 +47,7 @@ fn a_round_of_podman(engines: &Engines<'_>) {
         look.replace("test", "busybox test").as_str(),
     ]);
     assert_eq!(said, "written\nagain\n7 8");
-    engines.podman(&["rm", "c"]);
+    engines.podman(&["rm", "writer"]);
     engines.assert_nothing_mounted();
 }
 
@@ -200,13 +200,145 @@ fn with_fuse(name: &str) -> bool {
     inside
 }
 
+/// A store whose layers fuse-overlayfs shows, used by podman and by us in turns.
+fn shares_a_store_of_fuse_overlayfs(privilege: Privilege) {
+    let store = TestStore::new("overlay");
+    let program = "overlay.mount_program=/usr/bin/fuse-overlayfs";
+    let engines = Engines::new(&store, privilege).option(program);
+    a_round_of_podman(&engines);
+    let write =
+        "echo written >/new; rm /etc/group; busybox chown 7:8 /new; busybox rm -r /opq; mkdir /opq; echo x >/opq/x";
+    engines.podman_run(&["--name", "writer", "localhost/app:1", "sh", "-c", write]);
+
+    // What podman made.
+    assert_same_records(&engines);
+    let records = json(&engines.ours(&["layers", "-j"]));
+    for layer in records.as_array().unwrap() {
+        let id = layer["id"].as_str().unwrap();
+        let theirs = engines.peer(&["mount", id]);
+        let wanted = tree(&theirs);
+        engines.peer(&["unmount", id]);
+        let ours = engines.ours(&["mount", id]);
+        assert_eq!(tree(&ours), wanted, "the tree of layer {id}");
+        engines.ours(&["unmount", id]);
+        let out = store.path("files/diff.tar");
+        engines.ours(&["diff", "--uncompressed", "--file", &out.display().to_string(), id]);
+        if let Some(recorded) = layer["diff-digest"].as_str() {
+            assert_eq!(sha256(&out), recorded, "layer {id}");
+        }
+        let sorted = |text: String| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(engines.ours(&["changes", id])), sorted(engines.peer(&["changes", id])), "layer {id}");
+    }
+    // The store itself says that a program is needed.
+    let container = json(&engines.ours(&["container", "-j", "writer"]))[0]["layer"].as_str().unwrap().to_owned();
+    let path = store.ok(&["mount", &container]);
+    assert_eq!(fs::read_to_string(Path::new(path.trim()).join("new")).unwrap(), "written\n");
+    assert!(!Path::new(path.trim()).join("etc/group").exists());
+    store.ok(&["unmount", &container]);
+    let mut lines: Vec<String> = engines.ours(&["changes", &container]).lines().map(str::to_owned).collect();
+    lines.retain(|line| line.contains("\"/new") || line.contains("/group"));
+    assert_eq!(lines, ["Delete \"/etc/group\"", "Add \"/new\""]);
+
+    // Out by us, and in by us, under podman.
+    let layout = format!("oci:{}:x", store.path("files/layout").display());
+    engines.podman(&["commit", "-q", "writer", "localhost/both:1"]);
+    engines.ours(&["save", "localhost/both:1", &layout]);
+    engines.podman(&["rm", "writer"]);
+    engines.podman(&["rmi", "--all", "--force"]);
+    assert_eq!(engines.ours(&["layers", "-q"]), "");
+    engines.ours(&["load", "--name", "localhost/ours:1", &layout]);
+    let look = "cat /new /opq/x /etc/conf2.d/hard; ls /opq; busybox stat -c '%u %g %a' /new /bin/suid; busybox test ! -e /etc/group; \
+                busybox test ! -e /etc/conf.d";
+    let said = engines.podman_run(&["--rm", "localhost/ours:1", "sh", "-c", look]);
+    assert_eq!(said, "written\nx\none\nx\n7 8 644\n1000 1001 4755");
+    // A container of ours, written to through our mount.
+    engines.ours(&["create-container", "-n", "box", "localhost/ours:1"]);
+    let path = PathBuf::from(engines.ours(&["mount", "box"]));
+    fs::remove_file(path.join("etc/passwd")).unwrap();
+    fs::write(path.join("etc/added"), "").unwrap();
+    engines.ours(&["unmount", "box"]);
+    let layer = json(&engines.ours(&["container", "-j", "box"]))[0]["layer"].as_str().unwrap().to_owned();
+    let ours = engines.ours(&["changes", &layer]);
+    assert_eq!(ours, "Modify \"/etc\"\nAdd \"/etc/added\"\nDelete \"/etc/passwd\"");
+    engines.ours(&["delete-container", "box"]);
+    engines.assert_nothing_mounted();
+}
+
+fn fuse_test(name: &str, namespace: bool) {
+    if !tools(&["fuse-overlayfs"], name) || !have("mknod", name) {
+        return;
+    }
+    if namespace {
+        if with_fuse(name) {
+            shares_a_store_of_fuse_overlayfs(Privilege::Namespace);
+        }
+    } else if in_own_mount_namespace(name) {
+        shares_a_store_of_fuse_overlayfs(Privilege::Root);
+    }
+}
+
 #[test]
-fn userns_peer_fuse_overlayfs_mounts_for_podman() {
-    let name = "userns_peer_fuse_overlayfs_mounts_for_podman";
-    if !tools(&["fuse-overlayfs"], name) || !have("mknod", name) || !with_fuse(name) {
+fn userns_peer_a_store_of_fuse_overlayfs_is_shared_with_podman() {
+    fuse_test("userns_peer_a_store_of_fuse_overlayfs_is_shared_with_podman", true);
+}
+
+#[test]
+fn root_peer_a_store_of_fuse_overlayfs_is_shared_with_podman() {
+    fuse_test("root_peer_a_store_of_fuse_overlayfs_is_shared_with_podman", false);
+}
+
+/// Every file on disk has the mask for its mode, its real owner and mode beside it, and shows them through the program.
+#[test]
+fn root_peer_masked_modes_show_through_the_program() {
+    let name = "root_peer_masked_modes_show_through_the_program";
+    if !tools(&["fuse-overlayfs"], name) || !in_own_mount_namespace(name) {
         return;
     }
     let store = TestStore::new("overlay");
-    let engines = Engines::new(&store, Privilege::Namespace).option("overlay.mount_program=/usr/bin/fuse-overlayfs");
-    a_round_of_podman(&engines);
+    let engines = Engines::new(&store, Privilege::Root)
+        .option("overlay.mount_program=/usr/bin/fuse-overlayfs")
+        .option("overlay.force_mask=700");
+    let source = store.path("files/layout");
+    layout(&source, Privilege::Root);
+    engines.ours(&["load", "--name", "localhost/app:1", &format!("oci:{}:app", source.display())]);
+    let records = json(&engines.ours(&["layers", "-j"]));
+    assert_eq!(records.as_array().unwrap().len(), 2);
+    for layer in records.as_array().unwrap() {
+        let id = layer["id"].as_str().unwrap();
+        let out = store.path("files/diff.tar");
+        engines.ours(&["diff", "--uncompressed", "--file", &out.display().to_string(), id]);
+        assert_eq!(sha256(&out), layer["diff-digest"].as_str().unwrap(), "layer {id}");
+        let files = run(Command::new("find")
+            .arg(store.path("root/overlay").join(id).join("diff"))
+            .args(["(", "-type", "f", "-o", "-type", "d", ")", "-not", "(", "-perm", "700", "-uid", "0", ")"]));
+        assert_eq!(files, "", "not masked");
+    }
+    let look = "busybox stat -c '%u %g %a %F' /bin/suid /tmp /var/lib/data /etc/group; cat /etc/conf2.d/hard; ls /opq";
+    let said = engines.podman_run(&["--rm", "localhost/app:1", "sh", "-c", look]);
+    assert_eq!(
+        said,
+        "1000 1001 4755 regular file\n0 0 1777 directory\n0 0 700 directory\n0 0 644 regular file\none\nnew"
+    );
+    // The same by us, in a container that we write to.
+    engines.ours(&["create-container", "-n", "box", "localhost/app:1"]);
+    let path = PathBuf::from(engines.ours(&["mount", "box"]));
+    let suid = fs::metadata(path.join("bin/suid")).unwrap();
+    assert_eq!((suid.uid(), suid.gid(), suid.mode() & 0o7777), (1000, 1001, 0o4755));
+    fs::write(path.join("new"), "").unwrap();
+    std::os::unix::fs::chown(path.join("new"), Some(5), Some(6)).unwrap();
+    fs::remove_file(path.join("etc/passwd")).unwrap();
+    engines.ours(&["unmount", "box"]);
+    let layer = json(&engines.ours(&["container", "-j", "box"]))[0]["layer"].as_str().unwrap().to_owned();
+    assert_eq!(engines.ours(&["changes", &layer]), "Modify \"/etc\"\nDelete \"/etc/passwd\"\nAdd \"/new\"");
+    let out = store.path("files/diff.tar");
+    engines.ours(&["diff", "--uncompressed", "--file", &out.display().to_string(), &layer]);
+    let members = run(Command::new("tar").arg("--numeric-owner").arg("-tvf").arg(&out));
+    assert!(members.lines().any(|row| row.contains(" 5/6 ") && row.ends_with(" new")), "{members}");
+    assert!(members.lines().any(|row| row.ends_with("etc/.wh.passwd")), "{members}");
+    engines.ours(&["delete-container", "box"]);
+    engines.assert_nothing_mounted();
 }

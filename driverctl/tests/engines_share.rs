@@ -6,7 +6,9 @@ mod support;
 
 use std::path::Path;
 
-use support::engines::{APP, BASE, Engines, Privilege, assert_same_records, diff_ids, ids, json, sha256, tools, tree};
+use support::engines::{
+    APP, BASE, Engines, Privilege, assert_same_records, diff_ids, ids, json, layout, sha256, tools, tree,
+};
 use support::{TestStore, in_own_mount_namespace};
 
 /// On top of the two images: a container that ran and wrote, and what only the low-level command makes. An image without
@@ -97,15 +99,6 @@ fn root_peer_a_vfs_store_of_podman_and_buildah() {
     opens_what_engines_made("vfs", "root_peer_a_vfs_store_of_podman_and_buildah");
 }
 
-/// The sample image as an OCI layout, made in a store of its own.
-fn layout(into: &Path) {
-    let store = TestStore::new("vfs");
-    let engines = Engines::new(&store, Privilege::Root);
-    engines.script(BASE);
-    engines.script(APP);
-    engines.skopeo_copy(&engines.reference("localhost/app:1"), &format!("oci:{}:app", into.display()));
-}
-
 fn engines_run_what_we_load(driver: &'static str, name: &str) {
     if !tools(&[], name) || !in_own_mount_namespace(name) {
         return;
@@ -113,7 +106,7 @@ fn engines_run_what_we_load(driver: &'static str, name: &str) {
     let store = TestStore::new(driver);
     let engines = Engines::new(&store, Privilege::Root);
     let source = store.path("files/layout");
-    layout(&source);
+    layout(&source, Privilege::Root);
     let wanted = diff_ids(&source);
     let loaded = engines.ours(&["load", "--name", "localhost/app:1", &format!("oci:{}:app", source.display())]);
     let image = loaded.lines().next().unwrap().to_owned();
@@ -122,17 +115,17 @@ fn engines_run_what_we_load(driver: &'static str, name: &str) {
     assert_eq!(engines.podman(&["images", "-q", "--no-trunc"]), format!("sha256:{image}"));
     let words = "cat /etc/conf2.d/hard; echo written >/new; rm /etc/group; mkdir /made; ln /new /made/hard; \
                  busybox chown 7:8 /new; rm -r /var/lib/data; mkdir /var/lib/data; echo again >/var/lib/data/again";
-    assert_eq!(engines.podman_run(&["--name", "c", "localhost/app:1", "sh", "-c", words]), "one");
-    let diff = engines.podman(&["diff", "c"]);
+    assert_eq!(engines.podman_run(&["--name", "writer", "localhost/app:1", "sh", "-c", words]), "one");
+    let diff = engines.podman(&["diff", "writer"]);
     let has = |kind: &str, path: &str| diff.lines().any(|line| line == format!("{kind} {path}"));
     assert!(has("A", "/new") && has("A", "/made/hard") && has("D", "/etc/group"), "{diff}");
     // Our words for the container's changes are the low-level command's.
-    let layer = json(&engines.ours(&["container", "-j", "c"]))[0]["layer"].as_str().unwrap().to_owned();
+    let layer = json(&engines.ours(&["container", "-j", "writer"]))[0]["layer"].as_str().unwrap().to_owned();
     let ours = engines.ours(&["changes", &layer]);
     assert!(ours.lines().any(|line| line == "Add \"/new\""), "{ours}");
     assert!(ours.lines().any(|line| line == "Delete \"/etc/group\""), "{ours}");
-    engines.podman(&["commit", "-q", "c", "localhost/committed:1"]);
-    engines.podman(&["rm", "c"]);
+    engines.podman(&["commit", "-q", "writer", "localhost/committed:1"]);
+    engines.podman(&["rm", "writer"]);
     let said =
         engines.podman_run(&["--rm", "localhost/committed:1", "stat", "-c", "%n %u %g %h", "/new", "/made/hard"]);
     assert_eq!(said, "/new 7 8 2\n/made/hard 7 8 2");

@@ -257,3 +257,12 @@ pub fn diff_ids(layout: &Path) -> Vec<String> {
     let config = blob(&blob(&index["manifests"][0])["config"]);
     config["rootfs"]["diff_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
 }
+
+/// The sample image as an OCI layout, made in a store of its own.
+pub fn layout(into: &Path, privilege: Privilege) {
+    let store = TestStore::new("vfs");
+    let engines = Engines::new(&store, privilege);
+    engines.script(BASE);
+    engines.script(APP);
+    engines.skopeo_copy(&engines.reference("localhost/app:1"), &format!("oci:{}:app", into.display()));
+}

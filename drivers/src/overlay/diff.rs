@@ -41,8 +41,8 @@ impl Overlay {
         if self.features.native_diff.works && chain.first() == request.parent {
             return self.parts(&layer, &chain).map(Sides::Native);
         }
-        let new = self.look_into(&layer)?.into();
-        let old = parent.map(|parent| self.look_into(&parent)).transpose()?.map(OwnedFd::from);
+        let new = self.look_into(&layer)?;
+        let old = parent.map(|parent| self.look_into(&parent)).transpose()?;
         Ok(Sides::Naive { new, old })
     }
 

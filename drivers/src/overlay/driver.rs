@@ -25,7 +25,7 @@ use super::options::Options;
 use super::parents::{MAX_LOWERS, parents};
 use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
-use super::{DRIVER, Homes, home_mount, leftovers, status, volatile};
+use super::{DRIVER, Homes, home_mount, leftovers, status, through, volatile};
 use crate::support::context::ArchiveContext;
 use crate::support::usage::disk_usage;
 
@@ -44,6 +44,8 @@ pub struct Overlay {
     pub(super) mounts: RefCounter<OverlayMount>,
     /// How mounts are made; tests try the way of older kernels too.
     pub(super) method: Method,
+    /// What mounts instead of the kernel's overlay.
+    pub(super) program: Option<PathBuf>,
     pub(super) run_path: PathBuf,
     run_home: OwnedFd,
     capabilities: Capabilities,
@@ -72,11 +74,17 @@ impl Overlay {
         }
     }
 
-    fn open_homes(setup: &DriverSetup, name: &str, options: Options, homes: &Homes) -> Result<Parts> {
+    fn open_homes(setup: &DriverSetup, name: &str, mut options: Options, homes: &Homes) -> Result<Parts> {
         // Before anything else: what a killed process left is removed by whoever comes next.
         let roots: Vec<PathBuf> = homes.writable().map(|home| home.path.join(TEMP_DIRS)).collect();
         drop(tempdir::recover_stale(&roots));
-        probe::check_backing(&homes.own, setup.rootless)?;
+        let program = through::choose(options.mount_program.as_ref(), homes)?;
+        if program.is_none() {
+            probe::check_backing(&homes.own, setup.rootless)?;
+        } else if setup.rootless && options.force_mask.is_none() && probe::is_on_network(&homes.own)? {
+            // A server does not let users give files away; the real owners are kept beside them then, as peers do it.
+            options.force_mask = Some(0o700);
+        }
         let (run_path, run_home) = probe::open_run_home(setup.run_root.join(name))?;
         let namespace = probe::xattr_namespace(&homes.own, &run_home)?;
         let method = mount::best_method(&homes.own.dir);
@@ -89,14 +97,14 @@ impl Overlay {
             options: &options,
             id_maps_disabled: setup.disable_id_mapped_mounts,
         };
-        let features = prober.features()?;
+        let features = if program.is_some() { prober.features_of_program()? } else { prober.features()? };
         if !features.overlay.works {
             let kept = format!("tried before; see {}", run_path.join("overlay-false").display());
             let reason = features.overlay.reason_or(&kept);
             return Err(Error::NotSupported { context: format!("overlay at {}: {reason}", homes.own.path.display()) });
         }
         for home in homes.writable() {
-            probe::check_mount_program(home)?;
+            through::record(home, program.is_some())?;
         }
         let mut capabilities = Capabilities::default();
         capabilities.shifts_ids = features.id_mapped_lower.works;
@@ -107,16 +115,17 @@ impl Overlay {
         capabilities.max_depth = Some(MAX_LOWERS);
         capabilities.additional_stores = true;
         capabilities.read_only_mounts = true;
-        Ok(Parts { method, options, namespace, features, run_path, run_home, capabilities })
+        Ok(Parts { method, program, options, namespace, features, run_path, run_home, capabilities })
     }
 
     fn make(&self, id: &LayerId, parent: Option<&LayerId>, options: &CreateOptions, read_write: bool) -> Result<()> {
         check_id(id)?;
         self.check_create_options(options)?;
-        if read_write && self.options.force_mask.is_some() {
+        if read_write && self.options.force_mask.is_some() && self.program.is_none() {
             return Err(Error::Unsupported {
                 driver: DRIVER.into(),
-                operation: "a read-write layer with option force_mask (the kernel does not undo the mask)".into(),
+                operation: "a read-write layer with option force_mask (the kernel does not undo the mask; a mount_program does)"
+                    .into(),
             });
         }
         // Before anything is made, so that the common mistake costs nothing; publishing looks again.
@@ -137,12 +146,12 @@ impl Overlay {
     }
 
     /// The content directories of a chain, nearest first, as a mount would stack them; of a long one, the mount itself, so
-    /// that it does not take as many descriptors.
+    /// that it does not take as many descriptors; and what a program shows, as it shows it.
     pub(super) fn open_chain(&self, of: &LayerId, chain: &[LayerId]) -> Result<Vec<OwnedFd>> {
-        if chain.len() > MANY
+        if (chain.len() > MANY || self.program.is_some())
             && let Some(first) = chain.first()
         {
-            return Ok(vec![self.look_into(&self.homes.require(first)?)?.into()]);
+            return Ok(vec![self.look_into(&self.homes.require(first)?)?]);
         }
         let mut lowers = Vec::with_capacity(chain.len());
         for id in chain {
@@ -180,6 +189,7 @@ impl Overlay {
 /// All of a driver but its homes, which have to be cleaned up if this cannot be had.
 struct Parts {
     method: Method,
+    program: Option<PathBuf>,
     options: Options,
     namespace: XattrNamespace,
     pub(super) features: Features,
@@ -190,7 +200,7 @@ struct Parts {
 
 impl Parts {
     fn with(self, homes: Homes) -> Overlay {
-        let Self { method, options, namespace, features, run_path, run_home, capabilities } = self;
+        let Self { method, program, options, namespace, features, run_path, run_home, capabilities } = self;
         let additional = options.additional_image_stores.clone();
         Overlay {
             homes,
@@ -199,6 +209,7 @@ impl Parts {
             features,
             mounts: RefCounter::new(OverlayMount),
             method,
+            program,
             run_path,
             run_home,
             capabilities,
@@ -370,7 +381,7 @@ impl Driver for Overlay {
     }
 
     fn peek(&self, id: &LayerId) -> Result<OwnedFd> {
-        Ok(self.look_into(&self.homes.require(id)?)?.into())
+        self.look_into(&self.homes.require(id)?)
     }
 
     fn content_directory(&self, id: &LayerId) -> Result<OwnedFd> {
@@ -391,7 +402,10 @@ impl Driver for Overlay {
         self.reown(id, to_container, to_host)
     }
 
-    fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
+    fn supports_shifting(&self, mappings: &IdMappings) -> bool {
+        if self.program.is_some() && !through::maps(mappings) {
+            return false;
+        }
         // Mapped mounts take any mapping that a user namespace can have, contiguous or not.
         self.features.id_mapped_lower.works
     }

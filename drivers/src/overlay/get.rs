@@ -1,11 +1,11 @@
 //! `get` and `put`: what is asked for, put together for a mount.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use graph_core::driver::{GetOptions, Mounted};
 use graph_core::{Driver, Error, LayerId, Result};
 use graph_sys::io::Errno;
-use graph_sys::mount::DetachedMount;
 
 use super::driver::Overlay;
 use super::layout::Layer;
@@ -50,6 +50,10 @@ impl Overlay {
                     self.features.id_mapped_lower.reason_or("this kernel does not map the IDs of its file system")
                 ),
             });
+        }
+        if let Some(program) = &self.program {
+            let stack = Stack { homes, layer: &layer, chain: &chain, read_only, mapped: &[], run_home: &self.run_path };
+            return self.mount_through(program, &stack, &words, options, path);
         }
         let mapped = if shifted { idmap::mapped_homes(homes, &layer, &chain, &options.mappings)? } else { Vec::new() };
         if !read_only {
@@ -96,12 +100,14 @@ impl Overlay {
         if !options.mount_label.is_empty() {
             words.add(&format!("context=\"{}\"", options.mount_label))?;
         }
-        own_words(&mut words, self.namespace)?;
+        if self.program.is_none() {
+            own_words(&mut words, self.namespace)?;
+        }
         Ok(words)
     }
 
     /// The layer's whole tree, read-only and attached nowhere: for looking into it without a mount point.
-    pub(super) fn look_into(&self, layer: &Layer<'_>) -> Result<DetachedMount> {
+    pub(super) fn look_into(&self, layer: &Layer<'_>) -> Result<OwnedFd> {
         let id = &layer.id;
         self.with_homes(|homes| {
             let layer = homes.require(id)?;
@@ -110,9 +116,10 @@ impl Overlay {
             let words = self.words(&layer, &options)?;
             let stack =
                 Stack { homes, layer: &layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
-            match self.method {
-                Method::Descriptors => stack.detached(&words),
-                Method::Classic => stack.detached_classic(&words),
+            match (&self.program, self.method) {
+                (Some(program), _) => self.look_through(program, &stack, &words),
+                (None, Method::Descriptors) => stack.detached(&words).map(OwnedFd::from),
+                (None, Method::Classic) => stack.detached_classic(&words).map(OwnedFd::from),
             }
         })
     }

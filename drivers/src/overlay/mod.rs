@@ -27,6 +27,7 @@ mod staged;
 mod status;
 #[cfg(test)]
 mod tests;
+mod through;
 mod volatile;
 mod words;
 

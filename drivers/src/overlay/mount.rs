@@ -47,7 +47,7 @@ pub(super) struct Stack<'s> {
 
 impl Stack<'_> {
     /// Calls `visit` for every lower directory, nearest first, with its real path.
-    fn each_lower(&self, mut visit: impl FnMut(&Path, OwnedFd) -> Result<()>) -> Result<()> {
+    pub(super) fn each_lower(&self, mut visit: impl FnMut(&Path, OwnedFd) -> Result<()>) -> Result<()> {
         let count = std::cell::Cell::new(0_usize);
         let id = &self.layer.id;
         let mut visit = |path: &Path, dir: OwnedFd| {
@@ -128,7 +128,7 @@ impl Stack<'_> {
     }
 
     /// The layer's scratch directory, made anew where it was lost.
-    fn work(&self) -> Result<OwnedFd> {
+    pub(super) fn work(&self) -> Result<OwnedFd> {
         match self.layer.open_optional(WORK)? {
             Some(dir) => Ok(dir),
             None => make_dir(&self.layer.dir, WORK, 0o700, owner_of(&self.layer.dir)?).at(
@@ -296,7 +296,7 @@ pub(super) enum Found {
     Missing,
     /// A directory and nothing on it.
     Nothing(OwnedFd),
-    /// The root of an overlay.
+    /// The root of an overlay, the kernel's or a program's.
     Overlay(OwnedFd),
     /// The root of something else, by the name of its file system.
     Foreign(String),
@@ -309,7 +309,8 @@ pub(super) fn look(path: &Path) -> io::Result<Found> {
         return Ok(Found::Nothing(dir));
     }
     let magic = statfs::magic(&dir)?;
-    if magic == statfs::Magic::OVERLAY {
+    // What a mount program serves is a FUSE.
+    if magic == statfs::Magic::OVERLAY || magic == statfs::Magic::FUSE {
         return Ok(Found::Overlay(dir));
     }
     Ok(Found::Foreign(magic.name().unwrap_or("another file system").to_owned()))

@@ -1,6 +1,6 @@
 //! The driver's options: every key that containers/storage 1.60 to 1.64 knows, parsed with its rules.
 //!
-//! What this driver does not do (composefs, additional layer stores, mount programs, quotas) is refused by
+//! What this driver does not do (composefs, additional layer stores, quotas) is refused by
 //! [`Options::refuse_unsupported`] when the driver is opened, never ignored.
 
 use std::path::{Path, PathBuf};
@@ -117,11 +117,6 @@ impl Options {
         }
         if !self.additional_layer_stores.is_empty() {
             return refuse("option additionallayerstore (use additionalimagestore for read-only stores)");
-        }
-        if self.mount_program.is_some() {
-            return refuse(
-                "option mount_program (leave it out: the kernel's overlay is used, also in a user namespace)",
-            );
         }
         if self.size.is_some() || self.inodes.is_some() {
             return refuse("setting size or inodes (they need project quotas, which this driver does not set)");
@@ -274,13 +269,8 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused_not_ignored() {
-        for (key, value) in [
-            ("use_composefs", "true"),
-            ("additionallayerstore", "/x"),
-            ("mount_program", "/usr/bin/fuse-overlayfs"),
-            ("size", "1G"),
-            ("inodes", "1"),
-        ] {
+        for (key, value) in [("use_composefs", "true"), ("additionallayerstore", "/x"), ("size", "1G"), ("inodes", "1")]
+        {
             let error = parse(&[(key, value)]).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }

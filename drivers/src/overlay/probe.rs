@@ -19,8 +19,7 @@ use graph_sys::special::is_whiteout;
 use graph_sys::{statfs, xattr};
 
 use super::layout::{
-    Context, Flush, Home, Small, TEMP_DIRS, each_entry, make_dir, make_dirs, open_dir, optional, read_small,
-    write_small,
+    Context, Flush, Home, Small, TEMP_DIRS, each_entry, make_dir, make_dirs, open_dir, read_small, write_small,
 };
 use super::mount::{DATA_KEY, LOWER_KEY, Method, mount_by_numbers};
 use super::options::Options;
@@ -207,6 +206,25 @@ fn own_gid(dir: &OwnedFd) -> Result<u32, Errno> {
 }
 
 impl Prober<'_> {
+    /// The answers where a program mounts: what it shows can only be looked at through it.
+    pub(super) fn features_of_program(&self) -> Result<Features> {
+        let not = || Answer { works: false, reason: "a mount program mounts".to_owned() };
+        let yes = || Answer { works: true, reason: String::new() };
+        Ok(Features {
+            overlay: yes(),
+            metacopy: not(),
+            native_diff: not(),
+            volatile: yes(),
+            id_mapped_lower: if self.id_maps_disabled {
+                Answer { works: false, reason: "switched off by the caller".into() }
+            } else {
+                yes()
+            },
+            data_only: not(),
+            reflink: self.kept("reflink", try_reflink)?,
+        })
+    }
+
     /// All answers, kept ones first.
     ///
     /// # Errors
@@ -443,38 +461,14 @@ fn is_read_only(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
+/// Whether the home is on another machine.
+pub(super) fn is_on_network(home: &Home) -> Result<bool> {
+    Ok(statfs::magic(&home.dir).at("statfs", &home.path, None)?.is_network())
+}
+
 /// Opens the run home, making it.
 pub(super) fn open_run_home(path: PathBuf) -> Result<(PathBuf, OwnedFd)> {
     make_dirs(&path, Mode::RWXU)?;
     let dir = open_dir(fs::CWD, &path).at("open the run directory", &path, None)?;
     Ok((path, dir))
-}
-
-/// Reads or writes the mark of stores that a FUSE program has written.
-pub(super) fn check_mount_program(home: &Home) -> Result<()> {
-    use super::layout::HAS_MOUNT_PROGRAM;
-    let path = || home.path.join(HAS_MOUNT_PROGRAM);
-    match read_small(&home.dir, HAS_MOUNT_PROGRAM).at("read", path(), None)? {
-        Small::Text(text) if text == "true" => Err(Error::NotSupported {
-            context: format!(
-                "{} says that the layers were written through a mount program (fuse-overlayfs), which the kernel's overlay \
-                 would show wrongly; use that program's driver, or another graph root",
-                path().display()
-            ),
-        }),
-        Small::Text(_) | Small::Damaged(_) => Ok(()),
-        Small::Absent => {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let made = optional(match fs::openat(&home.dir, HAS_MOUNT_PROGRAM, flags, Mode::RUSR | Mode::WUSR) {
-                Err(Errno::EXIST | Errno::ROFS) => return Ok(()),
-                made => made,
-            })
-            .at("make", path(), None)?;
-            if let Some(file) = made {
-                use std::io::Write;
-                std::fs::File::from(file).write_all(b"false").at("write", path(), None)?;
-            }
-            Ok(())
-        }
-    }
 }

@@ -163,6 +163,12 @@ impl Words {
         attributes.chain(whole).fold(MountFlags::empty(), |all, flag| all | flag)
     }
 
+    /// All words for a program that mounts, each preceded by a comma.
+    pub(super) fn for_program(&self) -> String {
+        let flags: String = self.attributes.iter().chain(&self.whole).map(|name| format!(",{name}")).collect();
+        flags + &self.classic_options()
+    }
+
     /// Options for mount(2)'s string, each preceded by a comma.
     pub(super) fn classic_options(&self) -> String {
         let mut text = String::new();

@@ -387,8 +387,15 @@ fn root_a_refused_driver_leaves_no_home() {
     drop(place.with_three_layers());
     std::fs::set_permissions(place.home().join(".has-mount-program"), std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::write(place.home().join(".has-mount-program"), "true").unwrap();
+    // With the usual program, where that is installed; never by the kernel.
+    match Overlay::open(&setup, "overlay") {
+        Ok(driver) => assert!(driver.program.is_some()),
+        Err(error) => assert!(error.to_string().contains("fuse-overlayfs"), "{error}"),
+    }
+    let mut setup = place.setup();
+    setup.options = vec![("mount_program".into(), "/no/such/program".into())];
     let error = Overlay::open(&setup, "overlay").unwrap_err();
-    assert!(error.to_string().contains("fuse-overlayfs"), "{error}");
+    assert!(matches!(error, Error::Config { .. }) && error.to_string().contains("/no/such/program"), "{error}");
     assert!(place.home().join("base").exists());
 }
 
