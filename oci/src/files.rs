@@ -67,6 +67,19 @@ impl Files {
         Ok(Self::Tar { path: path.to_path_buf(), file: Arc::new(file), members })
     }
 
+    /// The same once more.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Dir { path, .. } => {
+                let root = RootDir::open(path).map_err(|e| Error::io("open", path)(e.into()))?;
+                Self::Dir { path: path.clone(), root }
+            }
+            Self::Tar { path, file, members } => {
+                Self::Tar { path: path.clone(), file: Arc::clone(file), members: members.clone() }
+            }
+        })
+    }
+
     /// The directory or archive.
     pub(crate) fn path(&self) -> &Path {
         match self {

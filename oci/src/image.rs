@@ -70,31 +70,63 @@ impl SourceImage {
     /// [`Error::Ambiguous`] when the name fits none, or none was given and there are several; [`Error::Invalid`] for files
     /// that are no image, or where the layers and the diff IDs differ in number; I/O errors.
     pub fn open(reference: &Reference) -> Result<Self> {
-        let files = Files::open(&reference.path)?;
-        let docker = match reference.transport {
-            Some(Transport::DockerArchive) => true,
-            Some(_) => false,
-            None => !files.has("index.json"),
-        };
-        if docker { Self::open_docker(files, reference) } else { Self::open_layout(files, reference) }
+        Self::open_for(reference, &Platform::here())
     }
 
-    fn open_layout(files: Files, reference: &Reference) -> Result<Self> {
-        let docker = false;
-        let path = reference.path.as_path();
-        if !files.has("index.json") {
-            return Err(Error::invalid(path, "has no index.json, so it is no OCI image layout"));
+    /// As [`SourceImage::open`], for another platform than the one we run on. An image that is there for one platform
+    /// only is taken all the same when nothing says which.
+    ///
+    /// # Errors
+    /// As [`SourceImage::open`].
+    pub fn open_for(reference: &Reference, platform: &Platform) -> Result<Self> {
+        let files = Files::open(&reference.path)?;
+        if is_docker(&files, reference) {
+            return Self::open_docker(files, reference);
         }
-        let index: ImageIndex = parse(path, "index.json", &files.document("index.json")?)?;
-        let descriptor = choose(path, &index, reference.name.as_deref())?;
+        let index = index(&files)?;
+        let descriptor = choose(&files, &index, reference.name.as_deref(), platform)?;
+        Self::open_layout(files, descriptor, platform)
+    }
+
+    /// Opens all images of a layout or archive, each once.
+    ///
+    /// # Errors
+    /// As [`SourceImage::open`], of the first that fails; [`Error::Ambiguous`] when there is none.
+    pub fn open_all(reference: &Reference, platform: &Platform) -> Result<Vec<Self>> {
+        let files = Files::open(&reference.path)?;
+        let path = reference.path.as_path();
+        let mut all: Vec<Self> = Vec::new();
+        if is_docker(&files, reference) {
+            for image in docker_images(&files)? {
+                all.push(Self::of_docker(files.again()?, image)?);
+            }
+        } else {
+            for descriptor in index(&files)?.manifests() {
+                let image = Self::open_layout(files.again()?, descriptor.clone(), platform)?;
+                // One image by several names is still one.
+                match all.iter_mut().find(|known| known.manifest_digest == image.manifest_digest) {
+                    Some(known) => known.names.extend(image.names),
+                    None => all.push(image),
+                }
+            }
+        }
+        if all.is_empty() {
+            return Err(ambiguous(path, None, Vec::new()));
+        }
+        Ok(all)
+    }
+
+    fn open_layout(files: Files, descriptor: Descriptor, platform: &Platform) -> Result<Self> {
+        let docker = false;
+        let path = &files.path().to_path_buf();
         let mut names: Vec<String> = Vec::new();
         names.extend(descriptor.annotations().as_ref().and_then(|all| all.get(REF_NAME)).cloned());
         let mut manifest = verified(&files, &descriptor)?;
         let mut manifest_digest = digest_of(path, &descriptor)?;
-        // An image for several platforms: ours is wanted. An index inside an index inside an index is nobody's.
+        // An image for several platforms: one is wanted. An index inside an index inside an index is nobody's.
         for _ in 0..2 {
             let Some(inner) = nested(path, &manifest)? else { break };
-            let chosen = platform(path, &inner)?;
+            let chosen = platform.choose(path, &inner)?;
             manifest = verified(&files, &chosen)?;
             manifest_digest = digest_of(path, &chosen)?;
         }
@@ -121,13 +153,8 @@ impl SourceImage {
     }
 
     fn open_docker(files: Files, reference: &Reference) -> Result<Self> {
-        let docker = true;
         let path = reference.path.as_path();
-        if !files.has("manifest.json") {
-            let problem = "has neither index.json nor manifest.json, so it is no OCI layout and no docker-archive";
-            return Err(Error::invalid(path, problem));
-        }
-        let images: Vec<DockerImage> = parse(path, "manifest.json", &files.document("manifest.json")?)?;
+        let images = docker_images(&files)?;
         let tags = |image: &DockerImage| image.repo_tags.clone().unwrap_or_default();
         let all: Vec<String> = images.iter().flat_map(tags).collect();
         let mut fitting: Vec<DockerImage> = match &reference.name {
@@ -137,6 +164,12 @@ impl SourceImage {
         let (Some(image), true) = (fitting.pop(), fitting.is_empty()) else {
             return Err(ambiguous(path, reference.name.as_deref(), all));
         };
+        Self::of_docker(files, image)
+    }
+
+    fn of_docker(files: Files, image: DockerImage) -> Result<Self> {
+        let docker = true;
+        let path = &files.path().to_path_buf();
         let config = files.document(&image.config)?;
         let config_digest = Digest::of(&config);
         let diff_ids = diff_ids(path, &config)?;
@@ -211,20 +244,67 @@ fn ambiguous(path: &Path, name: Option<&str>, names: Vec<String>) -> Error {
     Error::Ambiguous { path: path.to_path_buf(), problem, names }
 }
 
-fn choose(path: &Path, index: &ImageIndex, name: Option<&str>) -> Result<Descriptor> {
-    let named = |d: &Descriptor| d.annotations().as_ref().and_then(|all| all.get(REF_NAME)).cloned();
-    let fits =
-        |d: &&Descriptor| name.is_none_or(|name| named(d).is_some_and(|n| n == name) || d.digest().to_string() == name);
-    let mut fitting = index.manifests().iter().filter(fits);
-    match (fitting.next(), fitting.next()) {
-        (Some(only), None) => Ok(only.clone()),
-        // One image by several names is still one.
-        (Some(first), Some(second)) if fitting.chain([second]).all(|d| d.digest() == first.digest()) => {
-            Ok(first.clone())
-        }
-        _ => Err(ambiguous(path, name, index.manifests().iter().filter_map(named).collect())),
+fn is_docker(files: &Files, reference: &Reference) -> bool {
+    match reference.transport {
+        Some(Transport::DockerArchive) => true,
+        Some(_) => false,
+        None => !files.has("index.json"),
     }
 }
+
+fn index(files: &Files) -> Result<ImageIndex> {
+    if !files.has("index.json") {
+        return Err(Error::invalid(files.path(), "has no index.json, so it is no OCI image layout"));
+    }
+    parse(files.path(), "index.json", &files.document("index.json")?)
+}
+
+fn docker_images(files: &Files) -> Result<Vec<DockerImage>> {
+    if !files.has("manifest.json") {
+        let problem = "has neither index.json nor manifest.json, so it is no OCI layout and no docker-archive";
+        return Err(Error::invalid(files.path(), problem));
+    }
+    parse(files.path(), "manifest.json", &files.document("manifest.json")?)
+}
+
+/// The image of that name or digest. A digest may also be one of a manifest in an index within the index.
+fn choose(files: &Files, index: &ImageIndex, name: Option<&str>, platform: &Platform) -> Result<Descriptor> {
+    let path = files.path();
+    let named = |d: &Descriptor| d.annotations().as_ref().and_then(|all| all.get(REF_NAME)).cloned();
+    let wanted = name.map(|name| name.strip_prefix('@').unwrap_or(name));
+    let fits = |d: &&Descriptor| {
+        name.is_none_or(|name| named(d).is_some_and(|n| n == name)) || wanted == Some(d.digest().as_ref())
+    };
+    let fitting: Vec<&Descriptor> = index.manifests().iter().filter(fits).collect();
+    match fitting.as_slice() {
+        // One image by several names is still one.
+        [first, rest @ ..] if rest.iter().all(|d| d.digest() == first.digest()) => return Ok((*first).clone()),
+        // One name for several platforms, without an index of its own.
+        [_, ..] => {
+            let mut on: Vec<&Descriptor> = fitting.into_iter().filter(|d| platform.fits(d)).collect();
+            on.dedup_by(|a, b| a.digest() == b.digest());
+            if let [only] = on.as_slice() {
+                return Ok((*only).clone());
+            }
+        }
+        [] if wanted.is_some_and(|wanted| wanted.parse::<Digest>().is_ok()) => {
+            for outer in index.manifests().iter().take(MOST_INDEXES) {
+                let Some(inner) = verified(files, outer).ok().and_then(|bytes| nested(path, &bytes).ok().flatten())
+                else {
+                    continue;
+                };
+                if let Some(found) = inner.manifests().iter().find(|d| wanted == Some(d.digest().as_ref())) {
+                    return Ok(found.clone());
+                }
+            }
+        }
+        [] => {}
+    }
+    Err(ambiguous(path, name, index.manifests().iter().filter_map(named).collect()))
+}
+
+/// How many indexes within an index are looked into for a digest.
+const MOST_INDEXES: usize = 1000;
 
 /// The index that `manifest` is, if it is one.
 fn nested(path: &Path, manifest: &[u8]) -> Result<Option<ImageIndex>> {
@@ -245,19 +325,73 @@ fn nested(path: &Path, manifest: &[u8]) -> Result<Option<ImageIndex>> {
     parse(path, "the image index", manifest).map(Some)
 }
 
-fn platform(path: &Path, index: &ImageIndex) -> Result<Descriptor> {
-    let machine = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        other => other,
-    };
-    let fits = |d: &&Descriptor| {
-        d.platform().as_ref().is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == machine)
-    };
-    let only = index.manifests().first().filter(|_| index.manifests().len() == 1);
-    let found = index.manifests().iter().find(fits).or(only);
-    found.cloned().ok_or_else(|| Error::invalid(path, format!("has no image for linux/{machine}")))
+/// What an image is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// `linux` as a rule.
+    pub os: String,
+    /// In Go's words: `amd64`, `arm64`.
+    pub architecture: String,
+    /// `v8`, say; `None` for whichever comes first.
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// The one that this program runs on.
+    #[must_use]
+    pub fn here() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" => "ppc64le",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
+    /// Parses `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone.
+    ///
+    /// # Errors
+    /// [`Error::Reference`] for an empty part or more of them.
+    pub fn parse(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (os, architecture, variant) = match parts.as_slice() {
+            [architecture] => ("linux", *architecture, None),
+            [os, architecture] => (*os, *architecture, None),
+            [os, architecture, variant] => (*os, *architecture, Some((*variant).to_owned())),
+            _ => ("", "", None),
+        };
+        if os.is_empty() || architecture.is_empty() || variant.as_deref() == Some("") {
+            let problem = "a platform is OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT".to_owned();
+            return Err(Error::Reference { reference: text.to_owned(), problem });
+        }
+        Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+    }
+
+    fn fits(&self, descriptor: &Descriptor) -> bool {
+        descriptor.platform().as_ref().is_some_and(|found| {
+            found.os().to_string() == self.os
+                && found.architecture().to_string() == self.architecture
+                && self.variant.as_ref().is_none_or(|variant| found.variant().as_ref() == Some(variant))
+        })
+    }
+
+    fn choose(&self, path: &Path, index: &ImageIndex) -> Result<Descriptor> {
+        let only = index.manifests().first().filter(|_| index.manifests().len() == 1);
+        // One that states nothing is for everybody; one that states another is not for us.
+        let only = only.filter(|only| only.platform().is_none());
+        let found = index.manifests().iter().find(|descriptor| self.fits(descriptor)).or(only);
+        found.cloned().ok_or_else(|| Error::invalid(path, format!("has no image for {self}")))
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
 }
 
 fn diff_ids(path: &Path, config: &[u8]) -> Result<Vec<Digest>> {

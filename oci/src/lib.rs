@@ -11,7 +11,7 @@ mod reference;
 mod save;
 
 pub use error::{Error, ErrorKind, Result};
-pub use image::{REF_NAME, SourceImage, SourceLayer};
+pub use image::{Platform, REF_NAME, SourceImage, SourceLayer};
 pub use load::{Event, Loaded, OnEvent, layer_ids, load, normalized_name};
 pub use reference::{Reference, Transport};
-pub use save::{SaveCompression, Saved, save};
+pub use save::{SaveCompression, Saved, save, save_to};

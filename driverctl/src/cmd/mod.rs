@@ -15,6 +15,7 @@ pub(crate) mod objects;
 pub(crate) mod ours;
 pub(crate) mod parent_owners;
 pub(crate) mod repair;
+pub(crate) mod skopeo;
 pub(crate) mod stores;
 pub(crate) mod surroundings;
 pub(crate) mod transfer;
