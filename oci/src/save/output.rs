@@ -145,7 +145,7 @@ impl Output {
 pub(super) struct Directory {
     pub(super) path: PathBuf,
     /// Locked for as long as we write.
-    _lock: File,
+    _lock: Option<File>,
     /// Files that were not there before.
     made: Vec<PathBuf>,
     /// The directory itself was not.
@@ -156,19 +156,18 @@ pub(super) struct Directory {
 impl Directory {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let is_new = fs::symlink_metadata(path).is_err();
+        let mut layout = Self { path: path.to_path_buf(), _lock: None, made: Vec::new(), is_new, done: false };
         let blobs = path.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
         let marker = path.join("oci-layout");
         if !marker.exists() {
-            let temporary = Temporary::create(path)?;
-            let version = br#"{"imageLayoutVersion":"1.0.0"}"#;
-            (&temporary.file).write_all(version).map_err(Error::io("write", &marker))?;
-            temporary.keep(&marker)?;
+            layout.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        let options = File::options().read(true).write(true).open(&marker);
-        let lock = options.map_err(Error::io("open", &marker))?;
+        let opened = File::options().read(true).write(true).open(&marker);
+        let lock = opened.map_err(Error::io("open", &marker))?;
         lock::lock(lock.as_fd(), LockKind::Exclusive).map_err(Error::io("lock", &marker))?;
-        Ok(Self { path: path.to_path_buf(), _lock: lock, made: Vec::new(), is_new, done: false })
+        layout._lock = Some(lock);
+        Ok(layout)
     }
 
     fn add<R>(&mut self, write: impl FnOnce(&mut (dyn Write + Send)) -> Result<(String, R)>) -> Result<R> {
