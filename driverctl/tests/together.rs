@@ -166,7 +166,7 @@ fn root_eight_processes_make_mount_unmount_and_delete_fifty_times() {
         homes.map(|e| e.unwrap().file_name()).filter(|n| n.to_string_lossy().contains("worker")).collect();
     assert_eq!(left.len(), 0, "{left:?}");
     for dir in ["root/overlay/l", "root/overlay/tempdirs", "root/overlay-layers/tmp"] {
-        let count = fs::read_dir(store.path(dir)).map(Iterator::count).unwrap_or(0);
+        let count = fs::read_dir(store.path(dir)).map_or(0, Iterator::count);
         assert_eq!(count, usize::from(dir.ends_with("/l")), "{dir}");
     }
 }
