@@ -1,8 +1,9 @@
 //! Mappings of ids, from the command line.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use graph_archive::{IdMappings, IdRange};
 use graph_core::subid::{SubIdKind, SubIds, both_sides, check_overlaps, parse_ranges};
+use graph_store::AutoUserNs;
 
 use crate::cli::IdMap;
 
@@ -19,6 +20,26 @@ pub(crate) fn parse(words: &IdMap) -> Result<Option<IdMappings>> {
     check_overlaps(&mappings.uids)?;
     check_overlaps(&mappings.gids)?;
     Ok(asked.then_some(mappings))
+}
+
+/// `auto`, or `auto:` with `size=N`, `uidmapping=C:H:S`, `gidmapping=C:H:S`, separated by commas, as podman takes it.
+pub(crate) fn automatic(text: &str) -> Result<AutoUserNs> {
+    let mut wish = AutoUserNs::default();
+    let rest = match text.strip_prefix("auto") {
+        Some("") => return Ok(wish),
+        Some(rest) => rest.strip_prefix(':'),
+        None => None,
+    };
+    let Some(rest) = rest else { bail!("{text:?} is not auto, nor auto:size=N") };
+    for option in rest.split(',') {
+        match option.split_once('=') {
+            Some(("size", size)) => wish.size = size.parse().with_context(|| format!("size {size:?}"))?,
+            Some(("uidmapping", map)) => wish.additional.uids.extend(parse_ranges(&[map], "uid")?),
+            Some(("gidmapping", map)) => wish.additional.gids.extend(parse_ranges(&[map], "gid")?),
+            _ => bail!("unknown option {option:?}: size, uidmapping and gidmapping are known"),
+        }
+    }
+    Ok(wish)
 }
 
 fn side(kind: SubIdKind, name: Option<&str>, map: Option<&str>, host: bool) -> Result<Vec<IdRange>> {

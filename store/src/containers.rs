@@ -66,6 +66,23 @@ impl Store {
             None | Some("") => None,
             Some(reference) => Some(self.image(reference)?),
         };
+        // Held until the record says whose the ids are.
+        let mut _given_away = None;
+        let mapped;
+        let options = match &options.auto_userns {
+            None => options,
+            Some(_) if options.mappings.is_some() => {
+                return Err(Error::InvalidArgument {
+                    problem: "ID mappings and an automatic user namespace exclude each other".to_owned(),
+                });
+            }
+            Some(wish) => {
+                _given_away = Some(self.lock_user_namespaces()?);
+                let mappings = Some(self.automatic_mappings(wish, image.as_ref())?);
+                mapped = CreateContainer { mappings, ..options.clone() };
+                &mapped
+            }
+        };
         // Before the image's layers are copied for nothing; looked at again below.
         check_free(&*self.containers.records.read()?, id.as_str(), &options.names)?;
         let volatile = options.volatile || self.options.transient;

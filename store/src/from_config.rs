@@ -3,6 +3,7 @@
 use graph_core::config::{Environment, Resolved};
 
 use crate::options::StoreOptions;
+use crate::userns::AutoUserNsConfig;
 
 impl StoreOptions {
     /// The options of the store that the configuration names.
@@ -18,6 +19,12 @@ impl StoreOptions {
             transient: config.transient_store,
             disable_volatile: config.disable_volatile,
             rootless: environment.rootless,
+            auto_userns: AutoUserNsConfig {
+                user: config.root_auto_userns_user.clone(),
+                min_size: config.auto_userns_min_size,
+                max_size: config.auto_userns_max_size,
+                ..AutoUserNsConfig::default()
+            },
             disable_id_mapped_mounts: environment.disables_id_mapped_mounts(),
             ..Self::default()
         }

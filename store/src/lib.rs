@@ -95,6 +95,7 @@ mod restore;
 mod store;
 mod table;
 mod usage;
+mod userns;
 mod wipe;
 
 pub use check::{
@@ -114,3 +115,4 @@ pub use records::{Container, Image, Layer};
 pub use restore::Restored;
 pub use store::{Store, Stored};
 pub use usage::{ContainerUsage, ImageUsage, LayerUsage, Space, StoreUsage, UsageOptions};
+pub use userns::{AUTO_USER, AutoUserNs, AutoUserNsConfig};

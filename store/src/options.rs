@@ -10,6 +10,7 @@ use graph_archive::limits::Limits;
 use graph_core::lockfile::Busy;
 
 use crate::records::{Flags, Time};
+use crate::userns::{AutoUserNs, AutoUserNsConfig};
 
 /// Called once when the store has waited a second for a lock: the lock file, and who holds it as far as that can be told.
 pub type OnLockWait = Arc<dyn Fn(&Busy) + Send + Sync>;
@@ -47,6 +48,8 @@ pub struct StoreOptions {
     pub rootless: bool,
     /// Never shift ids at mount time (`_CONTAINERS_OVERLAY_DISABLE_IDMAP=yes`).
     pub disable_id_mapped_mounts: bool,
+    /// Where automatic user namespaces come from.
+    pub auto_userns: AutoUserNsConfig,
     /// How hard layers are pushed to disk.
     pub durability: Durability,
     /// What an imported archive may ask for.
@@ -184,6 +187,8 @@ pub struct CreateContainer {
     pub volatile: bool,
     /// Mappings of the ids inside. `None` for the host's ids, as empty ones.
     pub mappings: Option<IdMappings>,
+    /// Mappings that no other container has, instead of `mappings`.
+    pub auto_userns: Option<AutoUserNs>,
     /// SELinux labels of process and mount: both or none.
     pub process_label: String,
     /// See `process_label`.

@@ -2,12 +2,15 @@
 
 use anyhow::Result;
 use clap::{ArgAction, Subcommand};
+use graph_store::AutoUserNs;
 
 use super::{IdMap, Json, Listing, Metadata, Objects};
 use crate::cmd::{Outcome, containers, parent_owners};
+use crate::id_map;
 use crate::settings::Opened;
 
 /// Verbs on containers.
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerVerb {
     /// List containers
@@ -32,6 +35,9 @@ pub(crate) enum ContainerVerb {
         metadata: Metadata,
         #[command(flatten)]
         id_map: IdMap,
+        /// `auto`: ids that no other container has; `auto:size=N` for so many
+        #[arg(long, value_name = "auto", value_parser = id_map::automatic)]
+        userns: Option<AutoUserNs>,
         #[command(flatten)]
         json: Json,
     },
@@ -48,8 +54,9 @@ impl ContainerVerb {
         match self {
             Self::Containers(listing) => containers::list(store, listing),
             Self::Container(words) => containers::show(store, words),
-            Self::CreateContainer { image, name, id, volatile, metadata, id_map, json } => {
-                containers::create(store, image, name, id.as_deref(), *volatile, metadata, id_map, json.json)
+            Self::CreateContainer { image, name, id, volatile, metadata, id_map, userns, json } => {
+                let ids = (id_map, userns.as_ref());
+                containers::create(store, image, name, id.as_deref(), *volatile, metadata, ids, json.json)
             }
             Self::ContainerParentOwners(words) => parent_owners::of_containers(store, words),
             Self::DeleteContainer(words) => containers::delete(store, words),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, anyhow};
-use graph_store::{Container, CreateContainer, ErrorKind, Store, Stored};
+use graph_store::{AutoUserNs, Container, CreateContainer, ErrorKind, Store, Stored};
 
 use super::{Outcome, chain, each, id_and_names, optional};
 use crate::cli::{IdMap, Listing, Metadata, Objects};
@@ -61,7 +61,7 @@ pub(crate) fn create(
     id: Option<&str>,
     volatile: bool,
     words: &Metadata,
-    ids: &IdMap,
+    (ids, userns): (&IdMap, Option<&AutoUserNs>),
     json: bool,
 ) -> Result<Outcome> {
     let container = store.create_container(&CreateContainer {
@@ -71,6 +71,7 @@ pub(crate) fn create(
         metadata: super::metadata(words)?,
         volatile,
         mappings: id_map::parse(ids)?,
+        auto_userns: userns.cloned(),
         ..CreateContainer::default()
     })?;
     if json {

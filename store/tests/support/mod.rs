@@ -78,6 +78,13 @@ impl Place {
         store
     }
 
+    /// The same with other options.
+    pub(crate) fn open_with(&self, options: StoreOptions) -> Store {
+        let store = Store::open(options, &graph_drivers::registry().unwrap()).unwrap();
+        assert_eq!(store.warnings(), [] as [String; 0]);
+        store
+    }
+
     /// The records of a kind, as text.
     pub(crate) fn json(&self, kind: &str) -> String {
         let path = self.root().join(format!("{}-{kind}/{kind}.json", self.driver));
