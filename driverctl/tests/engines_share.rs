@@ -217,3 +217,34 @@ fn root_peer_a_mount_of_ours_stays_reachable_when_peers_open_the_store() {
     engines.ours(&["--storage-opt", "overlay.skip_mount_home=true", "unmount", &layer]);
     engines.assert_nothing_mounted();
 }
+
+/// A store that is only read, below a store of each tool: images of the one are containers of the other.
+#[test]
+fn root_peer_an_additional_image_store_is_shared_with_podman() {
+    let name = "root_peer_an_additional_image_store_is_shared_with_podman";
+    if !tools(&[], name) || !in_own_mount_namespace(name) {
+        return;
+    }
+    let lower = TestStore::new("overlay");
+    let engines = Engines::new(&lower, Privilege::Root);
+    engines.script(BASE);
+    engines.script(APP);
+    engines.ours(&["shutdown"]);
+    let root = lower.path("root").display().to_string();
+    support::run(std::process::Command::new("mount").args(["--bind", "-o", "ro", &root, &root]));
+    let store = TestStore::new("overlay");
+    let engines = Engines::new(&store, Privilege::Root).option(format!("overlay.imagestore={root}"));
+    let said = engines.podman_run(&["--name", "writer", "localhost/app:1", "sh", "-c", "cat /opq/new; echo x >/x"]);
+    assert_eq!(said, "new");
+    assert_same_records(&engines);
+    let layer = json(&engines.ours(&["container", "-j", "writer"]))[0]["layer"].as_str().unwrap().to_owned();
+    assert!(engines.ours(&["changes", &layer]).lines().any(|line| line == "Add \"/x\""));
+    engines.ours(&["create-container", "-n", "box", "localhost/app:1"]);
+    let path = engines.ours(&["mount", "box"]);
+    assert_eq!(std::fs::read_to_string(Path::new(&path).join("opq/new")).unwrap(), "new\n");
+    engines.peer(&["unmount", "box"]);
+    engines.podman(&["rm", "writer"]);
+    engines.ours(&["delete-container", "box"]);
+    assert_eq!(ids(&json(&engines.peer(&["containers", "-j"]))), Vec::<String>::new());
+    engines.assert_nothing_mounted();
+}
