@@ -209,7 +209,7 @@ pub(crate) fn read(command: &Command, line: &[OsString]) -> Words {
     let mut rest = line;
     loop {
         // Ours; the peers know a verb only.
-        if rest.first().is_some_and(|word| word == "--version") {
+        if rest.first().is_some_and(|word| word == "--version" || word == "-V") {
             return Words::Version;
         }
         let at = line.len() - rest.len();
