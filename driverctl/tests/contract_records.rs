@@ -557,6 +557,12 @@ fn root_contract_additional_stores() {
         assert!(Path::new(path.trim_end()).starts_with(it.store.path("root")) && Path::new(path.trim_end()).is_dir());
         ok(&["layers"]);
         assert!(Path::new(path.trim_end()).is_dir(), "it is nobody's left-over");
+        let kept = Path::new(path.trim_end()).join("kept");
+        fs::write(&kept, "1").unwrap();
+        ok(&["add-names", "-n", "again", image]);
+        assert!(kept.exists(), "the copy takes it over");
+        ok(&["delete-image", "again"]);
+        assert!(!kept.exists());
         assert_eq!(deletes(&upper_image), format!("{upper_image}: {upper}\n"));
         drop(below);
     });

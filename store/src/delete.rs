@@ -18,7 +18,7 @@ use crate::error::{Error, Result, fault};
 use crate::group::Writing;
 use crate::index::Key;
 use crate::layers::tar_split_name;
-use crate::names::Found;
+use crate::names::{Found, Kind};
 use crate::records::{Image, Layer};
 use crate::recovery::TEMPORARY;
 use crate::store::{STABLE, Store};
@@ -294,11 +294,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotKnown`], [`Error::ReadOnlyStore`].
     pub fn delete(&self, object: &str) -> Result<()> {
-        match self.delete_container(object) {
-            Err(Error::ContainerNotKnown { .. }) => {}
-            other => return other,
-        }
-        match self.find(object)? {
+        match self.find_first(object, [Kind::Container, Kind::Image, Kind::Layer])? {
             Found::Layer(id) => {
                 let mut layers = self.layers.records.write()?;
                 let id = self.own_layer(&layers, &id)?;
@@ -318,7 +314,7 @@ impl Store {
                 part.dir.remove(&id)?;
                 self.remove_image_run_data(&id)
             }
-            Found::Container(id) => Err(Error::NotKnown { reference: id }),
+            Found::Container(id) => self.delete_container(&id),
         }
     }
 }

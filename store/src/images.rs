@@ -158,7 +158,9 @@ impl Store {
         items.retain(|(key, _)| !options.big_data.iter().any(|(asked, _)| asked == key));
         items.extend(options.big_data.iter().cloned());
         let write = || -> Result<()> {
-            self.images.dir.remove(id.as_str())?; // of a dead image of that id
+            if copied.is_none() {
+                self.images.dir.remove(id.as_str())?; // of a dead image of that id
+            }
             for (key, data) in &items {
                 bigdata::write(&self.images.dir, owner(id.as_str()), key, data, self.durability(STABLE))?;
                 note_big_data(&mut image, key, data);
@@ -203,7 +205,6 @@ impl Store {
     /// saved with what is changed.
     pub(crate) fn pull_up(&self, images: &mut Writing<'_, Image>, image: &Stored<Image>) -> Result<()> {
         LayerId::new(image.id.clone())?;
-        self.images.dir.remove(&image.id)?; // of a dead image of that id
         for (key, data) in self.image_items(image)? {
             bigdata::write(&self.images.dir, owner(&image.id), &key, &data, self.durability(STABLE))?;
         }

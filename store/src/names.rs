@@ -1,10 +1,12 @@
 //! Names and free text of layers, images and containers alike.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::group::{Group, Writing};
 use crate::records::Image;
-use crate::store::{Home, Store};
-use crate::table::{Record, unique};
+use crate::store::{Home, Store, Stored, find_in, find_in_by};
+use crate::table::{Record, Table, unique};
 
 /// What kind of object a reference is to, and its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,25 +20,51 @@ pub enum Found {
     Container(String),
 }
 
+/// The kinds of objects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Layer,
+    Image,
+    Container,
+}
+
+fn look<T: Record>(tables: &[(Home, Arc<Table<T>>)], object: &str, exact: bool) -> Option<Stored<T>> {
+    if exact { find_in_by(tables, |table| table.find_exact(object)) } else { find_in(tables, object) }
+}
+
 /// Layers, images and containers alike.
 impl Store {
-    /// What a reference is to: a layer, else an image, else a container.
+    /// What a reference is to: a layer, else an image, else a container. Ids and names come before the beginnings of ids,
+    /// whatever they are of.
     ///
     /// # Errors
     /// [`Error::NotKnown`].
     pub fn find(&self, object: &str) -> Result<Found> {
-        match self.layer(object) {
-            Err(Error::LayerNotKnown { .. }) => {}
-            other => return other.map(|layer| Found::Layer(layer.id.clone())),
+        self.find_first(object, [Kind::Layer, Kind::Image, Kind::Container])
+    }
+
+    /// The same in another order.
+    pub(crate) fn find_first(&self, object: &str, order: [Kind; 3]) -> Result<Found> {
+        let layers = self.layer_tables()?.tables;
+        let images = self.image_tables()?;
+        let containers = [(Home::Own, self.containers.records.read()?)];
+        for exact in [true, false] {
+            for kind in order {
+                let found = match kind {
+                    Kind::Layer => look(&layers, object, exact)
+                        .filter(|layer| !layer.is_incomplete())
+                        .map(|layer| Found::Layer(layer.id.clone())),
+                    Kind::Image => look(&images, object, exact).map(|image| Found::Image(image.id.clone())),
+                    Kind::Container => {
+                        look(&containers, object, exact).map(|container| Found::Container(container.id.clone()))
+                    }
+                };
+                if let Some(found) = found {
+                    return Ok(found);
+                }
+            }
         }
-        match self.image(object) {
-            Err(Error::ImageNotKnown { .. }) => {}
-            other => return other.map(|image| Found::Image(image.id.clone())),
-        }
-        match self.container(object) {
-            Err(Error::ContainerNotKnown { .. }) => Err(Error::NotKnown { reference: object.to_owned() }),
-            other => other.map(|container| Found::Container(container.id.clone())),
-        }
+        Err(Error::NotKnown { reference: object.to_owned() })
     }
 
     /// The names of a layer, image or container (looked for in that order).

@@ -338,8 +338,16 @@ pub(crate) fn select_request(options: &StoreOptions) -> SelectRequest {
 /// Looks a record up in several stores, the first that has it. A record whose id an earlier store has, too, is hidden by
 /// that one: names that were taken from the copy are gone.
 pub(crate) fn find_in<T: Record>(tables: &[(Home, Arc<Table<T>>)], reference: &str) -> Option<Stored<T>> {
+    find_in_by(tables, |table| table.find(reference))
+}
+
+/// The same with another way to look it up.
+pub(crate) fn find_in_by<T: Record>(
+    tables: &[(Home, Arc<Table<T>>)],
+    find: impl Fn(&Table<T>) -> Option<&Arc<T>>,
+) -> Option<Stored<T>> {
     tables.iter().enumerate().find_map(|(n, (home, table))| {
-        let found = table.find(reference)?;
+        let found = find(table)?;
         let hidden = tables.iter().take(n).any(|(_, earlier)| earlier.by_id(found.id()).is_some());
         (!hidden).then(|| Stored::new(found, *home))
     })

@@ -408,14 +408,22 @@ impl<T: Record> Table<T> {
         loaded.or_else(|| self.lazy.as_ref()?.slot(id).map(|_| STABLE))
     }
 
-    /// By id, else by name, else by a container's layer, else by a prefix of exactly one id.
-    pub(crate) fn find(&self, reference: &str) -> Option<&Arc<T>> {
+    /// By id, else by name, else by a container's layer.
+    pub(crate) fn find_exact(&self, reference: &str) -> Option<&Arc<T>> {
         if reference.is_empty() {
             return None;
         }
         let exact = self.by_id(reference).or_else(|| self.by_name(reference));
-        if let Some(found) = exact.or_else(|| self.any_with(Key::Alias, reference)) {
+        exact.or_else(|| self.any_with(Key::Alias, reference))
+    }
+
+    /// By id, else by name, else by a container's layer, else by a prefix of exactly one id.
+    pub(crate) fn find(&self, reference: &str) -> Option<&Arc<T>> {
+        if let Some(found) = self.find_exact(reference) {
             return Some(found);
+        }
+        if reference.is_empty() {
+            return None;
         }
         let matching: Vec<&Arc<T>> = match reference.get(..PREFIX) {
             Some(prefix) => self.with(Key::Prefix, prefix),

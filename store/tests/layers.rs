@@ -11,7 +11,10 @@ mod support;
 
 use std::io::Read;
 
-use graph_store::{CreateLayer, DiffCompression, DiffOptions, Error, ErrorKind, Expected, MountOptions, Store};
+use graph_store::{
+    CreateContainer, CreateImage, CreateLayer, DiffCompression, DiffOptions, Error, ErrorKind, Expected, Found,
+    MountOptions, Store,
+};
 use support::{DRIVERS, Place, gzip, isolated, three_layers};
 
 fn import(store: &Store, parent: Option<&str>, blob: &[u8]) -> String {
@@ -251,6 +254,39 @@ fn ids_and_names_are_unique_and_names_move() {
     assert_eq!(place.names_in("root/vfs-layers/aab"), ["=U29tZSBLZXk="]);
     store.delete("x").unwrap();
     store.delete("aaa").unwrap();
+    place.assert_no_leftovers(&store);
+}
+
+#[test]
+fn a_name_of_any_kind_comes_before_the_beginning_of_an_id_of_another() {
+    if !isolated() {
+        return;
+    }
+    let place = Place::in_memory("vfs");
+    let store = place.open();
+    let layer = CreateLayer { id: Some("cafe1".to_owned()), ..CreateLayer::default() };
+    store.create_layer(&layer).unwrap();
+    let container = CreateContainer { id: Some("cafe2".to_owned()), ..CreateContainer::default() };
+    store.create_container(&container).unwrap();
+    let image = CreateImage { names: vec!["cafe".to_owned()], ..CreateImage::default() };
+    let image = store.create_image(&image).unwrap();
+    assert_eq!(store.find("cafe").unwrap(), Found::Image(image.id.clone()));
+    store.set_metadata("cafe", "of the image").unwrap();
+    assert_eq!(store.image("cafe").unwrap().metadata, "of the image");
+    store.delete("cafe").unwrap();
+    assert!(store.container("cafe2").is_ok() && store.layer("cafe1").is_ok());
+    // Without one, the beginning counts: of a layer first, and when deleting of a container first.
+    assert_eq!(store.find("cafe").unwrap(), Found::Layer("cafe1".to_owned()));
+    store.delete("cafe").unwrap();
+    assert!(store.container("cafe2").is_err() && store.layer("cafe1").is_ok());
+    // Of two of one name, deleting takes the image, and everything else the layer.
+    store.add_names("cafe1", &["both".to_owned()]).unwrap();
+    let image = CreateImage { names: vec!["both".to_owned()], ..CreateImage::default() };
+    let image = store.create_image(&image).unwrap();
+    assert_eq!(store.find("both").unwrap(), Found::Layer("cafe1".to_owned()));
+    store.delete("both").unwrap();
+    assert!(store.image(&image.id).is_err() && store.layer("cafe1").is_ok());
+    store.delete("both").unwrap();
     place.assert_no_leftovers(&store);
 }
 
