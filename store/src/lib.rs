@@ -69,6 +69,7 @@ mod bigdata;
 mod check;
 mod containers;
 mod convert;
+mod dedup;
 mod delete;
 mod diff;
 mod dirs;
@@ -102,6 +103,7 @@ pub use check::{
     CheckOptions, CheckReport, Defect, ObjectKind, OnCheckProgress, Problem, Problems, RepairOptions, Unrepaired,
 };
 pub use convert::{ConvertEvent, ConvertOptions, Converted};
+pub use dedup::{DedupHash, DedupReport};
 pub use error::{Error, ErrorKind, Result};
 pub use gc::{Garbage, GarbageKind};
 pub use import::Imported;

@@ -10,6 +10,7 @@
 pub use error::{Error, ErrorKind, Result};
 pub use rustix::{io, path, process, rand, thread, time};
 
+pub mod dedupe;
 mod error;
 pub mod extents;
 pub mod fault;

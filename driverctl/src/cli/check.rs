@@ -52,6 +52,14 @@ pub(crate) enum CheckVerb {
         #[command(flatten)]
         json: Json,
     },
+    /// Let equal files of layers share their place on disk, where the file system can
+    Dedup {
+        /// By what files are taken for equal before the kernel compares them: crc, size or sha256
+        #[arg(long, value_name = "METHOD", default_value = "crc")]
+        hash_method: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Remove what belongs to no layer, image or container
     Gc {
         /// List what would be removed, and remove nothing
@@ -85,6 +93,7 @@ impl CheckVerb {
             Self::Repair { only, from: Some(from), json, .. } => {
                 repair::restore(&opened.store, only.as_deref(), from, json.json)
             }
+            Self::Dedup { hash_method, json } => check::dedup(&opened.store, hash_method, json.json),
             Self::Gc { dry_run, json } => check::gc(&opened.store, *dry_run, json.json),
         }
     }

@@ -1,6 +1,7 @@
 //! Finding and mending damage, and making room.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,20 @@ pub(crate) fn gc(store: &Store, dry_run: bool, json: bool) -> Result<Outcome> {
         }
     }
     Ok(if failed { Outcome::Failed } else { Outcome::Done })
+}
+
+pub(crate) fn dedup(store: &Store, method: &str, json: bool) -> Result<Outcome> {
+    let report = store.dedup(method.parse()?)?;
+    if !report.supported && std::io::stderr().is_terminal() {
+        // For the person; scripts that take both streams together want the number alone.
+        output::complain("the file system of the layers cannot share the contents of files (btrfs and XFS can)");
+    }
+    if json {
+        output::json(&serde_json::json!({"Deduped": report.bytes}))?;
+    } else {
+        output::line(&format!("Deduplicated {} bytes", report.bytes))?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// A duration as Go's `time.ParseDuration` reads it: `0`, `1h30m`, `1.5h`, `300ms`. A negative one is none.
