@@ -422,6 +422,19 @@ impl OwnerLock {
         Self::take(File::from(fs::openat(dir, name, flags, LOCK_FILE_MODE)?))
     }
 
+    /// Locks `name` in `dir`, made where it is missing, when its owner has let go.
+    pub(crate) fn wait_for(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = File::from(fs::openat(dir, name, flags, LOCK_FILE_MODE)?);
+            lock::lock(&file, LockKind::Exclusive)?;
+            // The owner has removed it as a rule, and somebody else may have made it anew.
+            if fs::fstat(&file)?.st_nlink > 0 {
+                return Ok(Self { file });
+            }
+        }
+    }
+
     fn take(file: File) -> io::Result<Option<Self>> {
         if !lock::try_lock(&file, LockKind::Exclusive)? {
             return Ok(None);

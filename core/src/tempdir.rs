@@ -7,6 +7,7 @@
 //!     0-TNQ3…                  the first thing staged for deletion, under its own name
 //!     1-8f3c…                  the second
 //!     2-addition               something being made
+//!   lock-layer-8f3c…           locked by the process that makes that layer; see [`TempDirRoot::claim`]
 //! ```
 //!
 //! - A deletion is one rename, short enough for the store's lock; the files are removed after the lock is given back.
@@ -31,8 +32,11 @@ use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::lockfile::OwnerLock;
 
+mod claim;
 #[cfg(test)]
 mod tests;
+
+pub use claim::Claim;
 
 const LOCK_PREFIX: &str = "lock-";
 const DIRECTORY_PREFIX: &str = "temp-dir-";

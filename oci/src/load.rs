@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use graph_archive::digest::Digest;
 use graph_store::{CreateImage, CreateLayer, Expected, Image, Store, Stored};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{SourceImage, SourceLayer};
+
+/// How often a load begins anew because a layer that it took over has gone.
+const RETRIES: usize = 3;
 
 /// What is going on, for whoever shows progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +76,17 @@ pub fn layer_ids<'d>(diff_ids: impl IntoIterator<Item = &'d Digest>) -> Vec<Stri
 /// image until all of it is there. What else it left, the next [`Store::open`] removes.
 pub fn load(store: &Store, source: &SourceImage, names: &[String], on_event: &OnEvent<'_>) -> Result<Loaded> {
     let mut made: Vec<String> = Vec::new();
-    let result = load_layers(store, source, &mut made, on_event).and_then(|(top, reused, notices)| {
+    let mut layers = load_layers(store, source, &mut made, on_event);
+    for _ in 0..RETRIES {
+        match &layers {
+            // Somebody else made it and failed later, and took it away before anything was on it.
+            Err(Error::Store(error)) if error.kind() == graph_store::ErrorKind::LayerNotKnown => {
+                layers = load_layers(store, source, &mut made, on_event);
+            }
+            _ => break,
+        }
+    }
+    let result = layers.and_then(|(top, reused, notices)| {
         let image = record(store, source, top, names)?;
         Ok(Loaded { image, imported: made.len(), reused, notices })
     });
@@ -171,20 +184,33 @@ impl Read for Counted<'_> {
 fn record(store: &Store, source: &SourceImage, layer: Option<String>, names: &[String]) -> Result<Stored<Image>> {
     let hex = source.config_digest.hex();
     let id = hex.as_str();
-    let known = match store.image(id) {
-        Ok(image) if image.id == id => Some(image),
-        Ok(_) => None,
-        Err(error) if error.kind() == graph_store::ErrorKind::ImageNotKnown => None,
-        Err(error) => return Err(error.into()),
+    let is_known = || match store.image(id) {
+        Ok(image) => Ok(image.id == id),
+        Err(error) if error.kind() == graph_store::ErrorKind::ImageNotKnown => Ok(false),
+        Err(error) => Err(error),
     };
-    if known.is_some() {
-        if !names.is_empty() {
-            store.add_names(id, names)?;
+    if !is_known()? {
+        match new_record(store, source, id, layer, names) {
+            // Somebody else was quicker with the same image.
+            Err(error) if error.kind() == graph_store::ErrorKind::IdInUse && is_known()? => {}
+            made => return Ok(made?),
         }
-        return Ok(store.image(id)?);
     }
+    if !names.is_empty() {
+        store.add_names(id, names)?;
+    }
+    Ok(store.image(id)?)
+}
+
+fn new_record(
+    store: &Store,
+    source: &SourceImage,
+    id: &str,
+    layer: Option<String>,
+    names: &[String],
+) -> graph_store::Result<Stored<Image>> {
     let manifest = source.manifest_digest.to_string();
-    Ok(store.create_image(&CreateImage {
+    store.create_image(&CreateImage {
         id: Some(id.to_owned()),
         names: names.to_vec(),
         take_names: true,
@@ -198,7 +224,7 @@ fn record(store: &Store, source: &SourceImage, layer: Option<String>, names: &[S
             ("manifest".to_owned(), source.manifest.clone()),
         ],
         ..CreateImage::default()
-    })?)
+    })
 }
 
 /// A name as podman gives it to images: with a registry and a tag. `app` becomes `localhost/app:latest`; names from a

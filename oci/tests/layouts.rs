@@ -385,3 +385,24 @@ fn an_image_without_manifest_and_config_can_be_saved() {
         }
     }
 }
+
+#[test]
+fn two_loads_of_one_image_at_once_do_the_work_once() {
+    let tars: Vec<Vec<u8>> =
+        (0..4).map(|number| tar_of(&format!("dd if=/dev/urandom of=f{number} bs=64k count=20 2>/dev/null"))).collect();
+    for driver in DRIVERS {
+        let place = Place::in_memory(driver);
+        let layout = Layout::new(&place.dir.path().join("layout"));
+        let image = layout.image("both", &tars);
+        layout.index(&[named(image, "app")]);
+        let stores = [place.open(), place.open(), place.open()];
+        let reference = layout.reference(Some("app"));
+        let loaded: Vec<_> = std::thread::scope(|scope| {
+            let loads: Vec<_> = stores.iter().map(|store| scope.spawn(|| load(store, &reference).unwrap())).collect();
+            loads.into_iter().map(|load| load.join().unwrap()).collect()
+        });
+        assert_eq!(loaded.iter().map(|loaded| loaded.imported).sum::<usize>(), 4, "{driver}");
+        assert!(loaded.iter().all(|loaded| loaded.imported + loaded.reused == 4), "{driver}");
+        place.assert_sound(&stores[0]);
+    }
+}

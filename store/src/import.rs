@@ -94,7 +94,8 @@ impl Store {
     /// Makes a layer from a blob: tar, plain or compressed (told by its first bytes), read once to its end.
     ///
     /// Extraction holds no lock where the driver can stage; the layer appears at once and complete, on disk with
-    /// [`Durability::Full`].
+    /// [`Durability::Full`]. Of several that import a layer of the same id at once, the first does; the others wait for it
+    /// and then get [`Error::IdInUse`] without having read anything, or have their turn if it failed.
     ///
     /// # Errors
     /// As [`Store::create_layer`]; [`Error::DigestMismatch`]; [`Error::Archive`] and [`Error::Driver`] for bad input.
@@ -106,7 +107,16 @@ impl Store {
         blob: &mut (dyn Read + Send),
     ) -> Result<Imported> {
         let expected = &parse_expected(expected)?;
-        let plan = self.plan_layer(options)?;
+        let mut plan = self.plan_layer(options)?;
+        // Whoever makes the same layer already is waited for: then the id is found to be in use, with nothing read.
+        let _claim = match options.id.as_deref() {
+            None | Some("") => None,
+            Some(_) => {
+                let claim = self.temporary_root()?.claim(&format!("layer-{}", plan.id))?;
+                plan = self.plan_layer(options)?;
+                Some(claim)
+            }
+        };
         match self.begin_staged(&plan, options)? {
             Some(staged) => self.import_staged(options, expected, blob, &plan, staged),
             None => self.import_locked(options, expected, blob, &plan),
@@ -236,9 +246,13 @@ impl Store {
         Ok((split, GzipPacker::new(file, scratch)))
     }
 
+    fn temporary_root(&self) -> Result<TempDirRoot> {
+        Ok(TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?)
+    }
+
     /// An empty file, to become a layer's.
     pub(crate) fn new_tar_split(&self) -> Result<(TarSplit, File)> {
-        let mut directory = TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?.make()?;
+        let mut directory = self.temporary_root()?.make()?;
         let (addition, file) = directory.add_file(0o600)?;
         Ok((TarSplit { directory, file: addition }, file))
     }

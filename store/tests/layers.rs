@@ -10,6 +10,7 @@
 mod support;
 
 use std::io::Read;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use graph_store::{
     CreateContainer, CreateImage, CreateLayer, DiffCompression, DiffOptions, Error, ErrorKind, Expected, Found,
@@ -114,6 +115,75 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Gives what it has after `go`, and says when it is first asked.
+struct Waiting<'b> {
+    blob: &'b [u8],
+    asked: Sender<()>,
+    go: Receiver<()>,
+}
+
+impl Read for Waiting<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.asked.send(()).unwrap_or_default();
+        // Once the sender is dropped there is nothing to wait for any more.
+        self.go.recv().unwrap_or_default();
+        self.blob.read(buf)
+    }
+}
+
+/// Fails the test when it is read.
+struct Untouched;
+
+impl Read for Untouched {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        panic!("read although somebody else makes the layer");
+    }
+}
+
+#[test]
+fn who_imports_a_layer_that_somebody_imports_already_waits_for_it() {
+    for driver in DRIVERS {
+        let place = Place::in_memory(driver);
+        let (first, second) = (place.open(), place.open());
+        let [blob, ..] = three_layers();
+        let options = CreateLayer { id: Some("twice".to_owned()), ..CreateLayer::default() };
+        // The first one fails, then it succeeds.
+        for good in [false, true] {
+            let ((asked, is_asked), (start, go)) = (channel(), channel());
+            let blob = if good { &blob[..] } else { &blob[..700] };
+            std::thread::scope(|scope| {
+                let (options, first, second) = (&options, &first, &second);
+                let maker = scope.spawn(move || {
+                    let mut source = Waiting { blob, asked, go };
+                    first.import_layer(options, &Expected::default(), &mut source).map(|made| made.layer.id.clone())
+                });
+                is_asked.recv().unwrap();
+                let waiter = scope.spawn(move || {
+                    let mut untouched = Untouched;
+                    let mut whatever: &[u8] = &blob[..700];
+                    let source: &mut (dyn Read + Send) = if good { &mut untouched } else { &mut whatever };
+                    second.import_layer(options, &Expected::default(), source).map(|made| made.layer.id.clone())
+                });
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                assert!(!waiter.is_finished());
+                // Another layer is nobody's business.
+                let other = import(second, None, &three_layers()[1]);
+                second.delete_layer(&other).unwrap();
+                drop(start);
+                let (made, waited) = (maker.join().unwrap(), waiter.join().unwrap());
+                if good {
+                    assert_eq!(made.unwrap(), "twice");
+                    assert_eq!(waited.unwrap_err().kind(), ErrorKind::IdInUse);
+                } else {
+                    assert_eq!([made.unwrap_err().kind(), waited.unwrap_err().kind()], [ErrorKind::Archive; 2]);
+                }
+            });
+            place.assert_no_leftovers(&first);
+        }
+        assert_eq!(second.layer("twice").unwrap().id, "twice");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Staging, committing and recovering.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use super::*;
 
 fn fixture() -> (tempfile::TempDir, TempDirRoot, File) {
@@ -89,6 +91,43 @@ fn a_drop_cleans_up_too() {
     let mut temp = root.make().unwrap();
     temp.stage_deletion(&home, "layer").unwrap();
     drop(temp);
+    assert_eq!(names(root.path()), [""; 0]);
+}
+
+#[test]
+fn what_is_claimed_is_waited_for() {
+    let (_dir, root, _home) = fixture();
+    // A left-over of a killed process is no claim.
+    File::create(root.path().join("lock-layer-a")).unwrap();
+    let (counter, most, claims) = (&AtomicUsize::new(0), &AtomicUsize::new(0), &AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            let root = TempDirRoot::create(root.path()).unwrap();
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    let claim = root.claim("layer-a").unwrap();
+                    most.fetch_max(counter.fetch_add(1, SeqCst) + 1, SeqCst);
+                    assert!(root.recover_stale().unwrap().failed.is_empty());
+                    std::thread::yield_now();
+                    counter.fetch_sub(1, SeqCst);
+                    claims.fetch_add(1, SeqCst);
+                    drop(claim);
+                }
+            });
+        }
+    });
+    assert_eq!((most.load(SeqCst), claims.load(SeqCst)), (1, 240));
+    assert_eq!(names(root.path()), [""; 0]);
+
+    // Other work is not waited for, and a claim is no left-over.
+    let both = [root.claim("layer-a").unwrap(), root.claim("layer-b").unwrap()];
+    assert_eq!(root.recover_stale().unwrap().in_use, ["layer-a", "layer-b"]);
+    drop(both);
+    File::create(root.path().join("lock-layer-a")).unwrap();
+    assert_eq!(root.recover_stale().unwrap().removed, ["layer-a"]);
+    let long = root.claim(&"x/".repeat(300)).unwrap();
+    assert_eq!(names(root.path()).len(), 1);
+    drop(long);
     assert_eq!(names(root.path()), [""; 0]);
 }
 
