@@ -17,6 +17,8 @@ use crate::recovery::TEMPORARY;
 use crate::store::{Part, Store};
 use crate::table::{Record, Table};
 
+const VOLATILE_LAYERS: &str = "volatile-layers.json";
+
 /// What kind of garbage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -68,7 +70,9 @@ impl Store {
     ///
     /// Each kind is looked for and removed under the lock that its makers hold, so nothing is taken for garbage that is just being
     /// made; what a living process holds in a temporary directory of its own is not touched. Data directories
-    /// are only those with names of the usual kind (64 hex digits); others may be anybody's.
+    /// are only those with names of the usual kind (64 hex digits); others may be anybody's. Of layers' data only those go whose
+    /// layer the driver has: data of layers in a separate image store lie here as well, and that need not be open.
+    /// Layers of transient containers are spared by whoever has the store open otherwise, and the other way around.
     ///
     /// # Errors
     /// Damaged records, I/O on the directories. What could not be removed is in the list with its error.
@@ -107,8 +111,34 @@ impl Store {
             Err(error) if error.kind() == DriverErrorKind::Unsupported => Vec::new(),
             known => known?,
         };
+        let elsewhere = self.layers_recorded_elsewhere()?;
+        let unknown: Vec<LayerId> = known
+            .into_iter()
+            .filter(|id| table.by_id(id.as_str()).is_none() && !elsewhere.contains(id.as_str()))
+            .collect();
+        // Data go before their layer: as long as the driver has it, they are known for left-overs.
+        let own = ["layers.json", "layers.lock", VOLATILE_LAYERS, TEMPORARY];
+        let dir = &*self.layers.dir;
+        let mut keep = HashSet::new();
+        for name in names(dir)?.into_iter().filter(|name| !own.contains(&name.as_str())) {
+            let owner = name.strip_suffix(".tar-split.gz").unwrap_or(&name);
+            if !is_usual(owner) || table.by_id(owner).is_some() || elsewhere.contains(owner) {
+                continue;
+            }
+            if !unknown.iter().any(|id| id.as_str() == owner) {
+                tracing::info!(
+                    path = %dir.path().join(&name).display(),
+                    "kept: no record knows the layer, but it may lie in an image store that is not open"
+                );
+                continue;
+            }
+            if !remove(dir, &name, GarbageKind::LayerData, dry_run, found) {
+                keep.insert(owner.to_owned());
+            }
+            fault("gc.data")?;
+        }
         let mut removals = Vec::new();
-        for id in known.into_iter().filter(|id| table.by_id(id.as_str()).is_none()) {
+        for id in unknown.into_iter().filter(|id| !keep.contains(id.as_str())) {
             let bytes = self.layer_bytes(&id);
             let mut error = None;
             if !dry_run {
@@ -119,15 +149,6 @@ impl Store {
                 fault("gc.layer")?;
             }
             found.push(Garbage { kind: GarbageKind::UnknownLayer, place: id.as_str().into(), bytes, error });
-        }
-        let own = ["layers.json", "layers.lock", "volatile-layers.json", TEMPORARY];
-        let dir = &*self.layers.dir;
-        for name in names(dir)?.into_iter().filter(|name| !own.contains(&name.as_str())) {
-            let owner = name.strip_suffix(".tar-split.gz").unwrap_or(&name);
-            if is_usual(owner) && table.by_id(owner).is_none() {
-                remove(dir, &name, GarbageKind::LayerData, dry_run, found);
-                fault("gc.data")?;
-            }
         }
         for leftover in self.driver.leftovers(!dry_run)? {
             found.push(Garbage {
@@ -162,6 +183,34 @@ impl Store {
         Ok(())
     }
 
+    /// Ids of the volatile layers that are recorded in the other of the two places for that: the run root's where the store is
+    /// not open as a transient one, else the graph root's.
+    pub(crate) fn layers_recorded_elsewhere(&self) -> Result<HashSet<String>> {
+        #[derive(serde::Deserialize)]
+        struct Row {
+            id: String,
+        }
+        let run_layers;
+        let dir = if self.options.transient {
+            &*self.layers.dir
+        } else {
+            let path = self.options.run_root.join(format!("{}-layers", self.driver.name()));
+            run_layers = match Dir::open(&path)? {
+                Some(dir) => dir,
+                None => return Ok(HashSet::new()),
+            };
+            &run_layers
+        };
+        let text = match dir.read(VOLATILE_LAYERS)? {
+            Some(text) if !text.is_empty() => text,
+            _ => return Ok(HashSet::new()),
+        };
+        let path = dir.path().join(VOLATILE_LAYERS);
+        let rows: Vec<Row> =
+            serde_json::from_slice(&text).map_err(|e| Error::io("read records", path, std::io::Error::other(e)))?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
     fn layer_bytes(&self, id: &LayerId) -> u64 {
         self.driver.read_write_disk_usage(id).map_or(0, |usage| usage.size)
     }
@@ -184,10 +233,13 @@ fn data<T: Record>(
     Ok(())
 }
 
-fn remove(dir: &Dir, name: &str, kind: GarbageKind, dry_run: bool, found: &mut Vec<Garbage>) {
+/// Whether it is gone, or would be.
+fn remove(dir: &Dir, name: &str, kind: GarbageKind, dry_run: bool, found: &mut Vec<Garbage>) -> bool {
     let bytes = bytes_of(dir, name);
     let error = if dry_run { None } else { dir.remove(name).err() };
+    let gone = error.is_none();
     found.push(Garbage { kind, place: dir.path().join(name), bytes, error });
+    gone
 }
 
 fn names(dir: &Dir) -> Result<Vec<String>> {
