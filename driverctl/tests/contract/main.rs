@@ -23,6 +23,7 @@ mod support;
 
 mod basics;
 mod below;
+mod checks;
 mod copies;
 mod diffs;
 mod ground;
@@ -78,7 +79,7 @@ impl Row {
 }
 
 fn rows() -> Vec<Row> {
-    [basics::ROWS, below::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS, stores::ROWS].concat()
+    [basics::ROWS, below::ROWS, checks::ROWS, copies::ROWS, diffs::ROWS, mounts::ROWS, stores::ROWS].concat()
 }
 
 /// A row in one surrounding.
