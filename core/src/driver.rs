@@ -20,7 +20,7 @@ mod options;
 
 pub use ext::DriverExt;
 pub use facts::{Capabilities, DiffReport, DiskUsage, Leftover};
-pub use guards::{DeferredRemoval, Mounted, StagedLayer};
+pub use guards::{DeferredRemoval, Mounted, StagedLayer, StagedUpdate};
 pub use options::{ApplyDiffOptions, CreateOptions, DiffRequest, GetOptions, ReownRequest};
 
 /// Opens files of a layer's diff by name, for putting its archive together again.
@@ -45,11 +45,11 @@ pub use graph_archive::split::FileGetter;
 ///
 /// | calls | lock of the caller |
 /// |---|---|
-/// | `create`, `create_read_write`, `create_from_template`, `remove`, `deferred_remove`, `apply_diff`, `update_layer_id_map`, `leftovers`, [`StagedLayer::publish`] | exclusive |
+/// | `create`, `create_read_write`, `create_from_template`, `remove`, `deferred_remove`, `apply_diff`, `update_layer_id_map`, `leftovers`, [`StagedLayer::publish`], [`StagedUpdate::is_current`], [`StagedUpdate::exchange`] | exclusive |
 /// | `get`, `put` | exclusive on the store's mount points (`mountpoints.lock`) |
 /// | `diff`, `changes`, `diff_size` | at least shared, if the driver reads differences without mounting ([`Capabilities::native_diff`]); else as for `get`, because they mount |
 /// | `exists`, `list_layers`, `metadata`, `read_write_disk_usage`, `diff_getter`, `peek` | at least shared, for an answer that stays true |
-/// | `begin_staged`, `begin_reowned` and all of [`StagedLayer`] but `publish`; [`DeferredRemoval::finish`]; `cleanup` | none |
+/// | `begin_staged`, `begin_reowned`, `begin_update` and all of [`StagedLayer`] but `publish`; `apply`, `diff_getter`, `flush`, `inode` and `finish` of [`StagedUpdate`]; [`DeferredRemoval::finish`]; `cleanup` | none |
 /// | `name`, `capabilities`, `status`, `additional_image_stores`, `temp_dir_roots`, `supports_shifting` | none |
 ///
 /// No call takes a lock of the store itself. None but `put` and the dropping of guards may be made while the same
@@ -174,6 +174,30 @@ pub trait Driver: Send + Sync + fmt::Debug {
         Err(crate::Error::Unsupported {
             driver: self.name().to_owned(),
             operation: "changing the owners of a layer that is not published yet".to_owned(),
+        })
+    }
+
+    /// Begins to change a layer's content without a lock: a copy of it is changed aside ([`StagedUpdate::apply`]), flushed, and
+    /// exchanged for it by one short step under the lock ([`StagedUpdate::exchange`]).
+    ///
+    /// *Requires*: the layer, in the driver's own store, not mounted. Layers on it may be mounted; whether they see the old
+    /// content, the new, or neither is then not known where drivers do not copy.
+    ///
+    /// *After*: nothing that other calls see; dropping the value removes all of it.
+    ///
+    /// *On a crash*: as [`Driver::begin_staged`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) from drivers that change layers in place only, which is what this
+    /// default does, and where not everything that the layer has can be copied;
+    /// [`InUse`](crate::ErrorKind::InUse) for a mounted layer, where that can be seen. Callers fall back to
+    /// [`Driver::apply_diff`]. [`NotFound`](crate::ErrorKind::NotFound);
+    /// [`Archive`](crate::ErrorKind::Archive) for what cannot be copied.
+    fn begin_update(&self, id: &LayerId) -> Result<Box<dyn StagedUpdate + '_>> {
+        let _: &LayerId = id;
+        Err(Error::Unsupported {
+            driver: self.name().to_owned(),
+            operation: "changing a copy of a layer instead of the layer".to_owned(),
         })
     }
 
@@ -487,6 +511,7 @@ macro_rules! forward {
             }
             fn begin_staged(&self, parent: Option<&LayerId>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> { (**self).begin_staged(parent, options) }
             fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> { (**self).begin_reowned(request, options) }
+            fn begin_update(&self, id: &LayerId) -> Result<Box<dyn StagedUpdate + '_>> { (**self).begin_update(id) }
             fn remove(&self, id: &LayerId) -> Result<()> { (**self).remove(id) }
             fn deferred_remove(&self, id: &LayerId) -> Result<DeferredRemoval> { (**self).deferred_remove(id) }
             fn get(&self, id: &LayerId, options: &GetOptions) -> Result<Mounted<'_>> { (**self).get(id, options) }

@@ -22,7 +22,7 @@ use graph_archive::split::{DirectoryGetter, FileGetter};
 
 use crate::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, Driver,
-    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer,
+    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer, StagedUpdate,
 };
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -259,6 +259,17 @@ impl<D: Driver> Driver for NaiveDiff<D> {
 
     fn begin_reowned(&self, request: &ReownRequest<'_>, options: &CreateOptions) -> Result<Box<dyn StagedLayer + '_>> {
         self.inner.begin_reowned(request, options)
+    }
+
+    fn begin_update(&self, id: &LayerId) -> Result<Box<dyn StagedUpdate + '_>> {
+        if self.applies {
+            // What it applies, and how, is this decorator's.
+            return Err(Error::Unsupported {
+                driver: self.name().to_owned(),
+                operation: "changing a copy of a layer instead of the layer".to_owned(),
+            });
+        }
+        self.inner.begin_update(id)
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {

@@ -334,6 +334,28 @@ impl TempDir {
         }
     }
 
+    /// As [`TempDir::exchange`], but once more with the same addition undoes it.
+    ///
+    /// # Errors
+    /// I/O errors with the path.
+    pub fn swap(&self, addition: &Addition, dir: impl AsFd, name: impl AsRef<OsStr>) -> Result<()> {
+        let (dir, name) = (dir.as_fd(), name.as_ref());
+        let result = match fs::renameat_with(&self.dir, addition.name.as_str(), dir, name, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL) => {
+                let aside = format!("{}-aside", addition.name);
+                fs::renameat(dir, name, &self.dir, aside.as_str()).and_then(|()| {
+                    fs::renameat(&self.dir, addition.name.as_str(), dir, name).inspect_err(|_| {
+                        // The old thing back; should that fail, too, the first error tells more.
+                        fs::renameat(&self.dir, aside.as_str(), dir, name).ok();
+                    })?;
+                    fs::renameat(&self.dir, aside.as_str(), &self.dir, addition.name.as_str())
+                })
+            }
+            result => result,
+        };
+        result.map_err(|e| Error::io("exchange", fsutil::path_of(dir, name), None, e))
+    }
+
     /// Removes the directory, all that was staged in it, and the lock. To be called outside the store's lock: it can
     /// take long.
     ///

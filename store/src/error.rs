@@ -138,7 +138,7 @@ pub enum Error {
         /// The parent.
         parent: String,
     },
-    /// Somebody else mounted, filled or built on an empty layer that was being filled; to be tried again.
+    /// Somebody else mounted, changed or removed a layer that was being filled; to be tried again.
     #[error(
         "layer {id} was changed or removed by somebody else while a diff for it was read; it was not touched, try again"
     )]
@@ -146,7 +146,7 @@ pub enum Error {
         /// The layer.
         id: String,
     },
-    /// Filling a layer in place failed in the middle.
+    /// Filling a mounted layer failed in the middle.
     #[error(
         "layer {id} holds a part of the diff now, its record is as before; delete the layer, or apply a whole diff"
     )]

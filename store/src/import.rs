@@ -19,6 +19,8 @@ use graph_core::LayerId;
 use graph_core::driver::{ApplyDiffOptions, StagedLayer};
 use graph_core::tempdir::{Addition, TempDir, TempDirRoot};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result, fault};
 use crate::layers::{LayerPlan, tar_split_name};
 use crate::options::{CreateLayer, Durability, Expected};
@@ -42,16 +44,47 @@ pub(crate) struct Facts {
     summary: Summary,
 }
 
+/// What of it goes into the layer's record, under the same names.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Filled {
+    compressed_diff_digest: String,
+    compressed_size: i64,
+    diff_digest: String,
+    diff_size: i64,
+    compression: i64,
+    uidset: Vec<u32>,
+    gidset: Vec<u32>,
+}
+
 impl Facts {
-    pub(crate) fn fill(&self, layer: &mut Layer) {
+    pub(crate) fn filled(&self) -> Filled {
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        layer.compressed_digest = self.summary.blob_digest.to_string();
-        layer.compressed_size = size(self.summary.blob_size);
-        layer.diff_digest = self.summary.diff_id.to_string();
-        layer.diff_size = size(self.summary.diff_size);
-        layer.compression = i64::from(self.summary.compression.number());
-        layer.uids.clone_from(&self.report.uids);
-        layer.gids.clone_from(&self.report.gids);
+        Filled {
+            compressed_diff_digest: self.summary.blob_digest.to_string(),
+            compressed_size: size(self.summary.blob_size),
+            diff_digest: self.summary.diff_id.to_string(),
+            diff_size: size(self.summary.diff_size),
+            compression: i64::from(self.summary.compression.number()),
+            uidset: self.report.uids.clone(),
+            gidset: self.report.gids.clone(),
+        }
+    }
+
+    pub(crate) fn fill(&self, layer: &mut Layer) {
+        self.filled().fill(layer);
+    }
+}
+
+impl Filled {
+    pub(crate) fn fill(self, layer: &mut Layer) {
+        layer.compressed_digest = self.compressed_diff_digest;
+        layer.compressed_size = self.compressed_size;
+        layer.diff_digest = self.diff_digest;
+        layer.diff_size = self.diff_size;
+        layer.compression = self.compression;
+        layer.uids = self.uidset;
+        layer.gids = self.gidset;
     }
 }
 

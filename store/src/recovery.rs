@@ -4,7 +4,8 @@
 //! that was being made or deleted with them; directories of data that no container or image has (made before the record
 //! is, removed after it); and temporary directories whose owner is dead (layers that were being extracted, files of
 //! what was being deleted). Whoever makes or deletes does that under the lock, so whatever is seen half done under it is
-//! dead.
+//! dead. A layer whose content was just being exchanged for a changed one has its old content, or gets the record that
+//! belongs to the new one ([`crate::refill`]).
 //!
 //! Whatever cannot be cleaned is reported and stepped over: one bad record must not block the store.
 
@@ -26,6 +27,10 @@ impl Store {
         roots.push(self.layers.dir.path().join(TEMPORARY));
         for error in tempdir::recover_stale(&roots).failed {
             warnings.push(format!("removing what a killed process left behind: {}", chain(&error)));
+        }
+        if self.has_interrupted_refill()? {
+            let finished = self.layers.records.write().and_then(|mut layers| self.finish_refill(&mut layers));
+            step_over_read_only(finished, &mut warnings)?;
         }
         tidy("layer", &self.layers.records, &mut warnings)?;
         for (_, images) in self.own_images() {

@@ -55,8 +55,20 @@ fn matrix(
     work: impl Fn(&Store) -> graph_store::Result<()>,
     check: impl Fn(&Place, &Store),
 ) {
-    let _alone = alone();
     for driver in DRIVERS {
+        matrix_of(driver, kind, &prepare, &work, &check);
+    }
+}
+
+fn matrix_of(
+    driver: &'static str,
+    kind: Work,
+    prepare: impl Fn(&Store),
+    work: impl Fn(&Store) -> graph_store::Result<()>,
+    mut check: impl FnMut(&Place, &Store),
+) {
+    let _alone = alone();
+    {
         let names = points(driver, &prepare, |store| work(store).unwrap());
         assert!(names.len() >= 3, "{driver}: {names:?}");
         for (point, hits) in names {
@@ -261,8 +273,7 @@ fn filling_an_empty_layer_leaves_it_empty_or_filled() {
         prepare,
         |store| store.apply_diff("new", &Expected::default(), &mut &*middle).map(drop),
         |_, store| {
-            // Killed in the step itself, it takes the layer with it.
-            let Ok(layer) = store.layer("new") else { return };
+            let layer = store.layer("new").unwrap();
             if layer.diff_digest.is_empty() {
                 assert_eq!(store.changes(None, "new").unwrap(), []);
                 store.apply_diff("new", &Expected::default(), &mut &*middle).unwrap();
@@ -272,6 +283,111 @@ fn filling_an_empty_layer_leaves_it_empty_or_filled() {
             assert!(out == middle);
         },
     );
+}
+
+/// A layer with a child on it, which was filled and then changed through a mount, gets one more archive: it has all of its old
+/// content and record, or all of the new.
+#[test]
+fn filling_a_filled_layer_leaves_the_old_or_the_new() {
+    if !isolated() {
+        return;
+    }
+    let [base, middle, top] = three_layers();
+    let prepare = |store: &Store| {
+        import(store, "base", None, &base).unwrap();
+        import(store, "full", Some("base"), &middle).unwrap();
+        let path = store.mount("full", &MountOptions::default()).unwrap();
+        std::fs::write(path.join("opaque/more"), "more").unwrap();
+        std::fs::hard_link(path.join("opaque/more"), path.join("again")).unwrap();
+        std::fs::remove_file(path.join("hard")).unwrap();
+        store.unmount("full", true).unwrap();
+        let options =
+            CreateLayer { id: Some("child".to_owned()), parent: Some("full".to_owned()), ..CreateLayer::default() };
+        store.create_layer(&options).unwrap();
+    };
+    let seen = |store: &Store| {
+        let path = store.mount("full", &MountOptions::default()).unwrap();
+        let tree = support::tree(&path);
+        store.unmount("full", true).unwrap();
+        tree
+    };
+    for driver in DRIVERS {
+        // What there is to see before and after.
+        let place = Place::in_memory(driver);
+        let store = place.open();
+        prepare(&store);
+        let (old, old_record) = (seen(&store), store.layer("full").unwrap());
+        store.apply_diff("full", &Expected::default(), &mut &*top).unwrap();
+        let (new, new_record) = (seen(&store), store.layer("full").unwrap());
+        assert!(old != new && old_record.diff_digest != new_record.diff_digest);
+        place.assert_no_leftovers(&store);
+        let (mut olds, mut news) = (0, 0);
+        matrix_of(
+            driver,
+            Work::Makes,
+            prepare,
+            |store| store.apply_diff("full", &Expected::default(), &mut &*top).map(drop),
+            |_, store| {
+                let record = store.layer("full").unwrap();
+                let archive = if record.diff_digest == new_record.diff_digest {
+                    news += 1;
+                    assert_eq!(seen(store), new);
+                    &top
+                } else {
+                    olds += 1;
+                    assert_eq!((&record.diff_digest, &record.uids), (&old_record.diff_digest, &old_record.uids));
+                    assert_eq!(seen(store), old);
+                    &middle
+                };
+                assert!(store.layer("child").is_ok());
+                // The members of the archive that nobody has changed since are where its tar-split says.
+                if archive == &top {
+                    let mut out = Vec::new();
+                    let plain = graph_store::DiffOptions { compression: Some(graph_store::DiffCompression::None) };
+                    store.diff(None, "full", &mut out, &plain).unwrap();
+                    assert!(out == top);
+                }
+                store.apply_diff("full", &Expected::default(), &mut &*top).unwrap();
+                assert_eq!(seen(store), new);
+            },
+        );
+        assert!(olds > 0 && news > 0, "{olds} old, {news} new");
+    }
+}
+
+/// Killed once more while the next open goes on with it.
+#[test]
+fn an_interrupted_exchange_is_finished_by_whichever_open_lives() {
+    if !isolated() {
+        return;
+    }
+    let _alone = alone();
+    let [base, _, top] = three_layers();
+    for driver in DRIVERS {
+        for at in ["refill.exchanged", "refill.recorded"] {
+            for then in ["refill.recovered-record", "refill.recovered-tar-split"] {
+                let place = Place::in_memory(driver);
+                import(&place.open(), "full", None, &base).unwrap();
+                let killed = |point: &'static str, work: &dyn Fn()| {
+                    let end = fault::in_child(|| {
+                        let _armed = fault::arm(point, 1, Action::Kill);
+                        work();
+                    });
+                    assert_eq!(end, Ok(ChildEnd::Killed), "{point}");
+                };
+                killed(at, &|| {
+                    drop(place.open().apply_diff("full", &Expected::default(), &mut &*top));
+                });
+                killed(then, &|| drop(place.open()));
+                let store = place.open();
+                let mut out = Vec::new();
+                let plain = graph_store::DiffOptions { compression: Some(graph_store::DiffCompression::None) };
+                store.diff(None, "full", &mut out, &plain).unwrap();
+                assert!(out == top, "{driver}: {at}, {then}");
+                place.assert_no_leftovers(&store);
+            }
+        }
+    }
 }
 
 #[test]

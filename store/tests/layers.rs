@@ -287,6 +287,32 @@ fn an_empty_layer_is_filled_in_one_step_and_without_the_lock() {
             assert_eq!(store.mounted("m").unwrap(), 1);
             store.unmount("m", true).unwrap();
             place.assert_no_leftovers(&store);
+
+            // What was written to the layer meanwhile is not lost.
+            store.apply_diff("m", &Expected::default(), &mut &*base).unwrap();
+            let other = || {
+                let store = place.open();
+                let path = store.mount("m", &MountOptions::default()).unwrap();
+                std::fs::write(path.join("dir/written"), "x").unwrap();
+                store.unmount("m", true).unwrap();
+            };
+            let mut base_midway = Midway { rest: &base, half: base.len() / 2, then: Some(other) };
+            let error = store.apply_diff("m", &Expected::default(), &mut base_midway).unwrap_err();
+            assert!(matches!(error, Error::LayerChanged { .. }), "{error:?}");
+            let path = store.mount("m", &MountOptions::default()).unwrap();
+            assert!(path.join("dir/written").is_file());
+            store.unmount("m", true).unwrap();
+            place.assert_no_leftovers(&store);
+
+            // Below a mounted layer it works in place: the mount sees it.
+            let on_it =
+                CreateLayer { names: vec!["on".to_owned()], parent: Some("m".to_owned()), ..CreateLayer::default() };
+            store.create_layer(&on_it).unwrap();
+            let on = store.mount("on", &MountOptions::default()).unwrap();
+            store.apply_diff("m", &Expected::default(), &mut &*base).unwrap();
+            assert!(on.join("dir/one").is_file());
+            store.unmount("on", true).unwrap();
+            place.assert_no_leftovers(&store);
         }
     }
 }

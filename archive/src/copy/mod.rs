@@ -73,6 +73,8 @@ pub struct CopyOptions {
     /// The destination may hold something already, and keeps its own owner, mode and times: directories of the same name
     /// are merged, other things of the same name are replaced, but never a directory by something else.
     pub merge: bool,
+    /// SELinux labels come along, too. They belong to where a tree is: for copies that take their original's place.
+    pub labels: bool,
     /// The most threads to use; 0 for as many as there are processors. Small trees are copied by one.
     pub threads: usize,
 }

@@ -266,7 +266,7 @@ impl<'p, 'c> Walk<'p, 'c> {
         self.owned(place, owned, name)?;
         // After the owner, whose change takes capabilities away.
         for key in xattr::list(source).map_err(|error| place.failed("list the attributes of", name, error))?.iter() {
-            if !is_kept(key) {
+            if !self.is_kept(key) {
                 continue;
             }
             let value = xattr::get(source, key).map_err(|error| place.failed("read an attribute of", name, error))?;
@@ -293,7 +293,7 @@ impl<'p, 'c> Walk<'p, 'c> {
             names => names.map_err(|error| place.failed("list the attributes of", name, error))?,
         };
         for key in names.iter() {
-            if !is_kept(key) {
+            if !self.is_kept(key) {
                 continue;
             }
             let value = xattr::get_at(place.from.directory()?, name, key)
@@ -311,6 +311,10 @@ impl<'p, 'c> Walk<'p, 'c> {
         }
         utimensat(to, new, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| place.failed("set the times of", name, error))
+    }
+
+    fn is_kept(&self, key: &[u8]) -> bool {
+        is_kept(key) || self.pool.options.labels && key == SELINUX
     }
 
     fn owned(&mut self, place: &Place, result: Result<(), Errno>, name: &[u8]) -> Result<()> {
@@ -440,10 +444,12 @@ const OVERLAY_IDENTITY: [&[u8]; 6] = [
     b"trusted.overlay.protattr",
 ];
 
+const SELINUX: &[u8] = b"security.selinux";
+
 /// Whether an attribute belongs to the layer. SELinux labels belong to where a tree is.
 fn is_kept(key: &[u8]) -> bool {
     match key {
-        b"security.selinux" => false,
+        SELINUX => false,
         key if OVERLAY_IDENTITY.contains(&key) => false,
         b"system.posix_acl_access" | b"system.posix_acl_default" => true,
         _ => [b"user.".as_slice(), b"trusted.", b"security."].iter().any(|prefix| key.starts_with(prefix)),

@@ -134,3 +134,53 @@ pub trait StagedLayer: Send + fmt::Debug {
     /// [`crate::Error::LayerExists`]; [`crate::Error::LayerUnknown`] when the parent has gone meanwhile.
     fn publish(self: Box<Self>, id: &LayerId) -> Result<()>;
 }
+
+/// New content for a layer that is there, made outside every lock from a copy of what it has. Dropping it removes it, or
+/// what it replaced.
+pub trait StagedUpdate: Send + fmt::Debug {
+    /// Applies an uncompressed tar to the copy. At most once.
+    ///
+    /// # Errors
+    /// As [`Driver::apply_diff`](super::Driver::apply_diff); the update can then only be dropped.
+    fn apply(&mut self, diff: &mut dyn Read, options: &mut ApplyDiffOptions<'_>) -> Result<ApplyReport>;
+
+    /// Gives access to the files of the new content, as [`Driver::diff_getter`](super::Driver::diff_getter) does for the old.
+    ///
+    /// # Errors
+    /// The system's.
+    fn diff_getter(&self) -> Result<Box<dyn FileGetter + Send + '_>>;
+
+    /// Flushes the data to disk (one syncfs), so that the exchange cannot outrun it. Without a lock.
+    ///
+    /// # Errors
+    /// The system's.
+    fn flush(&mut self) -> Result<()>;
+
+    /// The inode number of the new content's directory: what
+    /// [`Driver::content_directory`](super::Driver::content_directory) opens after the exchange, and never before.
+    ///
+    /// # Errors
+    /// The system's.
+    fn inode(&self) -> Result<u64>;
+
+    /// Whether the layer still is what was copied: nothing in it was made, changed or removed since. Under the store's lock.
+    ///
+    /// # Errors
+    /// The system's.
+    fn is_current(&self) -> Result<bool>;
+
+    /// Exchanges the layer's content for the new one, by one rename; once more undoes it. Under the store's lock; short.
+    ///
+    /// *On a crash*: the one or the other, whole.
+    ///
+    /// # Errors
+    /// [`InUse`](crate::ErrorKind::InUse) for a mounted layer, where that can be seen; [`Io`](crate::ErrorKind::Io). After
+    /// an error [`StagedUpdate::inode`] tells which one is there.
+    fn exchange(&mut self) -> Result<()>;
+
+    /// Removes what is not the layer's. To be called outside locks; may take long.
+    ///
+    /// # Errors
+    /// The first file that could not be removed; the next open removes the rest.
+    fn finish(self: Box<Self>) -> Result<()>;
+}

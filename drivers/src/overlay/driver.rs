@@ -11,7 +11,7 @@ use graph_archive::idmap::IdMappings;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
-    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer,
+    GetOptions, Leftover, Mounted, ReownRequest, StagedLayer, StagedUpdate,
 };
 use graph_core::refcount::RefCounter;
 use graph_core::registry::DriverSetup;
@@ -25,6 +25,7 @@ use super::options::Options;
 use super::parents::{MAX_LOWERS, parents};
 use super::probe::{self, Features, Prober};
 use super::staged::{NewLayer, Staged};
+use super::update::Update;
 use super::{DRIVER, Homes, home_mount, leftovers, status, through, volatile};
 use crate::support::context::ArchiveContext;
 use crate::support::usage::disk_usage;
@@ -263,6 +264,10 @@ impl Driver for Overlay {
             });
         }
         Ok(Box::new(self.begin_reowned_layer(request, options)?))
+    }
+
+    fn begin_update(&self, id: &LayerId) -> Result<Box<dyn StagedUpdate + '_>> {
+        Ok(Box::new(Update::begin(self, id)?))
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {

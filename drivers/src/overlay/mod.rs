@@ -28,6 +28,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod through;
+mod update;
 mod volatile;
 mod words;
 

@@ -2,4 +2,5 @@
 
 pub(crate) mod context;
 pub(crate) mod exchange;
+pub(crate) mod update;
 pub(crate) mod usage;

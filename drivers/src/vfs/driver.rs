@@ -13,7 +13,7 @@ use graph_archive::owners::OwnerShift;
 use graph_archive::split::DirectoryGetter;
 use graph_core::driver::{
     ApplyDiffOptions, Capabilities, CreateOptions, DeferredRemoval, DiffReport, DiffRequest, DiskUsage, FileGetter,
-    GetOptions, Mounted, ReownRequest, StagedLayer,
+    GetOptions, Mounted, ReownRequest, StagedLayer, StagedUpdate,
 };
 use graph_core::registry::DriverSetup;
 use graph_core::{Driver, Error, LayerId, Result, naive, tempdir};
@@ -22,6 +22,7 @@ use super::DRIVER;
 use super::layout::{Home, Homes};
 use super::options::{Options, SyncMode};
 use super::staged::Staged;
+use super::update::Update;
 use crate::support::context::ArchiveContext;
 use crate::support::exchange::fault;
 use crate::support::usage::disk_usage;
@@ -124,6 +125,10 @@ impl Driver for Vfs {
         Ok(Box::new(staged))
     }
 
+    fn begin_update(&self, id: &LayerId) -> Result<Box<dyn StagedUpdate + '_>> {
+        Ok(Box::new(Update::begin(self, id)?))
+    }
+
     fn remove(&self, id: &LayerId) -> Result<()> {
         self.deferred_remove(id)?.finish()
     }
@@ -204,7 +209,7 @@ impl Driver for Vfs {
     }
 
     /// In place, nothing flushed: a process that is killed meanwhile, or an archive that turns out to be bad, leaves the layer with a part
-    /// of the archive in it. Who must not see that fills a layer with [`Driver::begin_staged`].
+    /// of the archive in it. Who must not see that fills a layer with [`Driver::begin_staged`] or [`Driver::begin_update`].
     fn apply_diff(
         &self,
         id: &LayerId,

@@ -25,6 +25,7 @@ mod staged;
 mod status;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::sync::Arc;
 
