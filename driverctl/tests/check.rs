@@ -436,3 +436,66 @@ fn peer_stores_of_containers_storage_are_clean() {
         assert_eq!(run(&mut scene.store.peer(&["containers"])).trim(), "");
     });
 }
+
+/// Every file of the store below the graph root, with what is in it.
+fn contents(store: &TestStore) -> String {
+    let script = "find root -type f -not -name '*.lock' | sort | xargs sha256sum";
+    run(Command::new("sh").args(["-ec", script]).current_dir(store.dir.path()))
+}
+
+/// A check reads: a disk without room or without leave to write is no reason to fail, and nothing is lost on either.
+#[test]
+fn root_full_and_read_only_file_systems() {
+    each("root_full_and_read_only_file_systems", |scene| {
+        let store = &scene.store;
+        let root = store.path("root");
+        fs::create_dir_all(&root).unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "small"]).arg(&root));
+        let (layers, _, container) = scene.image();
+        scene.assert_clean();
+        let whole = contents(store);
+
+        let filler = root.join("filler");
+        let room = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())).output();
+        assert!(both(&room.unwrap()).contains("No space left on device"));
+        scene.assert_clean();
+        assert_eq!(scene.ok(&["gc"]), "");
+        fs::remove_file(&filler).unwrap();
+        assert_eq!(contents(store), whole);
+
+        // Damage that a full disk keeps from being repaired is told, and stays damage and nothing worse.
+        let file = scene.files(&layers[0]).join("dir/sub/two");
+        let kept = fs::read(&file).unwrap();
+        fs::write(&file, "owt\n").unwrap();
+        let said = format!("layer {}: file integrity checksum failed for \"./dir/sub/two\"", layers[0]);
+        let room = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())).output();
+        assert!(both(&room.unwrap()).contains("No space left on device"));
+        scene.finds(&["check"], &[&said]);
+        scene.finds(&["check", "-r"], &[&said]);
+        fs::remove_file(&filler).unwrap();
+        assert_eq!(scene.ok(&["containers", "-q"]), container);
+        assert_eq!(scene.ok(&["layers", "-q"]).lines().count(), 4);
+
+        run(Command::new("mount").args(["-o", "remount,ro"]).arg(&root));
+        scene.finds(&["check"], &[&said]);
+        let found = scene.finds(&["check", "-r"], &[&said]);
+        assert!(found.contains("Read-only file system"), "{found}");
+        run(Command::new("mount").args(["-o", "remount,rw"]).arg(&root));
+        fs::write(&file, kept).unwrap();
+        run(Command::new("touch").args(["-r"]).arg(store.path("base.tar.d/dir/sub/two")).arg(&file));
+        // The first repair may have taken the image off; the container, that nobody let go, and all its layers are whole.
+        assert_eq!(scene.ok(&["containers", "-q"]), container);
+        for layer in &layers {
+            assert_eq!(scene.ok(&["check", layer]), "");
+        }
+
+        run(Command::new("mount").args(["-o", "remount,ro"]).arg(&root));
+        for layer in &layers {
+            assert_eq!(scene.ok(&["check", layer]), "");
+        }
+        assert!(store.fails(&["shutdown"]).contains("Read-only file system"));
+        run(Command::new("mount").args(["-o", "remount,rw"]).arg(&root));
+        scene.ok(&["shutdown"]);
+        run(Command::new("umount").arg(&root));
+    });
+}

@@ -233,6 +233,9 @@ fn shares_a_store_of_fuse_overlayfs(privilege: Privilege) {
         };
         assert_eq!(sorted(engines.ours(&["changes", id])), sorted(engines.peer(&["changes", id])), "layer {id}");
     }
+    // Nothing that a program mounts is taken for damage.
+    assert_eq!(engines.ours(&["check"]), "");
+    assert_eq!(engines.ours(&["gc", "--dry-run"]), "");
     // The store itself says that a program is needed.
     let container = json(&engines.ours(&["container", "-j", "writer"]))[0]["layer"].as_str().unwrap().to_owned();
     let path = store.ok(&["mount", &container]);
