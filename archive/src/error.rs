@@ -139,6 +139,9 @@ pub enum Defect {
     /// A name that is empty, or holds NUL, or has a component longer than 255 bytes.
     #[error("invalid member name")]
     InvalidName,
+    /// A name with a component longer than the 242 bytes that AUFS shows: it needs the rest for its whiteouts.
+    #[error("a name of more than 242 bytes, which AUFS cannot show")]
+    NameTooLongForAufs,
     /// A name or a link that leads out of the root.
     #[error("path leads outside the root")]
     Escapes,

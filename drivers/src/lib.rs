@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use graph_core::registry::{DriverFactory, Registry};
 
+#[cfg(feature = "aufs")]
+pub mod aufs;
 #[cfg(feature = "overlay")]
 pub mod overlay;
-#[cfg(feature = "vfs")]
+#[cfg(any(feature = "overlay", feature = "vfs", feature = "aufs"))]
 mod support;
 #[cfg(feature = "vfs")]
 pub mod vfs;
@@ -20,6 +22,8 @@ pub fn all() -> Vec<Arc<dyn DriverFactory>> {
     vec![
         #[cfg(feature = "overlay")]
         Arc::new(overlay::OverlayFactory::OVERLAY),
+        #[cfg(feature = "aufs")]
+        Arc::new(aufs::Factory),
         #[cfg(feature = "vfs")]
         Arc::new(vfs::Factory),
     ]

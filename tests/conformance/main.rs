@@ -114,6 +114,10 @@ fn start(group: Group) -> Result<(), Failed> {
         println!("skipped: {}: root makes the file systems and the user namespace", group.name());
         return Ok(());
     }
+    if group.driver == "aufs" && !kernel_has("aufs") {
+        println!("skipped: {}: AUFS was not found in /proc/filesystems", group.name());
+        return Ok(());
+    }
     if let Some(reason) = group.kind.missing() {
         println!("skipped: {}: {reason}", group.name());
         return Ok(());
@@ -121,6 +125,12 @@ fn start(group: Group) -> Result<(), Failed> {
     let output = start_stage(group).map_err(|error| Failed::from(format!("{error:#}")))?;
     println!("{}", output.1);
     if output.0 { Ok(()) } else { Err(Failed::from(failures(&output.1))) }
+}
+
+/// Whether the kernel lists a file system.
+fn kernel_has(name: &str) -> bool {
+    let listed = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    listed.lines().any(|line| line.split_whitespace().next_back() == Some(name))
 }
 
 fn start_stage(group: Group) -> Result<(bool, String)> {

@@ -189,9 +189,9 @@ impl Engine<'_> {
             return Err(Error::input(name, self.offset, crate::Defect::InvalidXattr));
         }
         let mut attribute = attribute.to_vec();
-        match &self.overlay {
-            Some(overlay) => {
-                let prefix = overlay.namespace.prefix();
+        match self.overlay.as_ref().and_then(|overlay| overlay.marks.namespace()) {
+            Some(namespace) => {
+                let prefix = namespace.prefix();
                 if let Some(rest) = attribute.strip_prefix(prefix) {
                     // The kernel shows overlay.overlay.x as overlay.x (since 6.7), and obeys neither.
                     attribute = [prefix, b"overlay.", rest].concat();
@@ -291,8 +291,9 @@ impl Engine<'_> {
     pub(super) fn layer_xattr_names<F: AsFd>(&self, file: &Handle<F>, name: &[u8]) -> Result<Vec<Vec<u8>>> {
         let mut names = file.list().map_err(|error| Error::io("list extended attributes of", name, error))?;
         names.retain(|attribute| {
-            let private = self.overlay.as_ref().is_some_and(|overlay| {
-                let rest = attribute.strip_prefix(overlay.namespace.prefix());
+            let namespace = self.overlay.as_ref().and_then(|overlay| overlay.marks.namespace());
+            let private = namespace.is_some_and(|namespace| {
+                let rest = attribute.strip_prefix(namespace.prefix());
                 rest.is_some_and(|rest| !rest.starts_with(b"overlay."))
             });
             !private && !OF_THE_MACHINE.contains(&attribute.as_slice())

@@ -44,7 +44,7 @@ impl Engine<'_> {
         let attributes = self.attributes_of(&Handle::Open(lower), &found.stat, &path)?;
         parent.prepare(self.gid)?;
         fs::mkdirat(&**parent, name, first_mode(attributes.mode)).map_err(failed)?;
-        self.make_fresh(parent, &path);
+        self.make_fresh(parent, &path)?;
         self.foreign.insert(&path);
         self.open_new(parent, name, &path, &attributes)
     }

@@ -98,7 +98,7 @@ impl Engine<'_> {
                 self.exclusively("make symbolic link", dir, name, &path, |dir| {
                     fs::symlinkat(&*entry.link_target, dir, name)
                 })?;
-                self.make_ours(dir, &path);
+                self.make_ours(dir, &path)?;
                 self.finish_node(dir, name, &attributes, true)?;
                 Ok(None)
             }
@@ -119,7 +119,7 @@ impl Engine<'_> {
                 self.exclusively("make device or pipe", dir, name, &path, |dir| {
                     fs::mknodat(dir, name, file_type, mode, device)
                 })?;
-                self.make_ours(dir, &path);
+                self.make_ours(dir, &path)?;
                 self.finish_node(dir, name, &attributes, false)?;
                 Ok(None)
             }
@@ -160,7 +160,7 @@ impl Engine<'_> {
         let fd = self.exclusively("create file", dir, name, &path, |dir| {
             fs::openat(dir, name, flags, attributes.mode & plain)
         })?;
-        self.make_ours(dir, &path);
+        self.make_ours(dir, &path)?;
         let inherits = dir.gives_mode.get();
         Ok(Writing {
             file: Handle::Open(fd),
@@ -254,7 +254,7 @@ impl Engine<'_> {
             if let Some(directory) = self.existing_directory(parent, name, path)? {
                 if stated {
                     self.restate(&directory, attributes, path)?;
-                    self.make_ours(parent, path);
+                    self.make_ours(parent, path)?;
                 }
                 return Ok(directory);
             }
@@ -284,7 +284,8 @@ impl Engine<'_> {
         attributes: &Attributes,
         replaced: bool,
     ) -> Result<Rc<Dir>> {
-        self.make_fresh(parent, path);
+        // A whiteout of AUFS was not in the way, but hid something.
+        let replaced = self.make_fresh(parent, path)? || replaced;
         let directory = self.open_new(parent, name, path, attributes)?;
         if replaced
             && self.overlay.is_some()

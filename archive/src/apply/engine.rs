@@ -1,9 +1,10 @@
 //! The model of one layer being applied: what is whose, and what each member does.
 //!
-//! Both forms of trees are made by the same code. It asks three questions: what is at a path as the layers up to this
+//! All forms of trees are made by the same code. It asks three questions: what is at a path as the layers up to this
 //! one show it, was that made by this layer, and what must be taken away. In the plain form all is in one tree; in the
-//! overlay form the tree holds this layer alone, [`Lowers`] answers for what is below, and what is to vanish there gets a
-//! whiteout or an opaque mark.
+//! overlay and AUFS forms the tree holds this layer alone, [`Lowers`] answers for what is below, and what is to vanish there
+//! gets a whiteout or an opaque mark. An overlay's whiteout has the name of what is gone, so that something is in the way of
+//! whatever takes the name again; AUFS's lies beside it, and goes when the name is taken ([`Engine::make_ours`]).
 //!
 //! What is whose: things made or stated by this layer are *ours*, all else in the tree belongs to lower layers (or, in
 //! the overlay form, was copied up from them, or is a whiteout). Whiteouts remove what is not ours, so it does not matter
@@ -28,22 +29,27 @@ use super::dirs::{Dir, Dirs, Opened};
 use super::links::Links;
 use super::lower::{Found, Lowers, is_whiteout};
 use super::names::{PathSet, clean, join, push, split};
-use super::options::{ApplyOptions, Style, WhiteoutForm, XattrNamespace};
+use super::options::{ApplyOptions, Style, WhiteoutForm};
 use super::{ApplyReport, ContentPlace};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Defect, Error, Result};
+use crate::overlay::Marks;
 use crate::whiteout::{PREFIX, Whiteout};
 
 /// Symbolic links followed in one name, as many as the kernel follows.
 const SYMLINKS: u32 = 40;
 
+/// The longest name that AUFS shows in bytes (its `f_namemax`): `.wh.` and room for temporary names come before it.
+const AUFS_NAME_MAX: usize = 242;
+
 /// Directories on the way to a name that are opened one by one; with more it is tried to open the last at once.
 const STEPS: usize = 2;
 
-/// What the overlay form needs beside the tree.
+/// What the overlay and AUFS forms need beside the tree.
 #[derive(Debug)]
 pub(super) struct Overlay {
-    pub(super) namespace: XattrNamespace,
+    pub(super) marks: Marks,
+    /// Of an overlay.
     pub(super) form: WhiteoutForm,
     pub(super) lowers: Lowers,
     pub(super) lowers_unknown: bool,
@@ -61,6 +67,10 @@ pub(super) struct Engine<'o> {
     /// Directories that this layer made in directories that are not fresh.
     fresh: PathSet,
     pub(super) opaque: PathSet,
+    /// Names that AUFS's whiteouts were written for.
+    pub(super) whited_out: PathSet,
+    /// There was something in the tree before, and so there may be whiteouts of AUFS that nobody remembers.
+    was_filled: bool,
     /// Names whose content the observer has, or of which it has none: sparse members, those reached through links, and
     /// hard links, which share another name's. One header makes any of them as big as the disk.
     pub(super) unwanted: PathSet,
@@ -123,10 +133,16 @@ impl<'o> Engine<'o> {
         let overlay = match std::mem::take(&mut options.style) {
             Style::Plain => None,
             Style::Overlay(overlay) => Some(Overlay {
-                namespace: overlay.namespace,
+                marks: Marks::Overlay(overlay.namespace),
                 form: overlay.whiteout,
-                lowers: Lowers::new(overlay.namespace, overlay.lowers),
+                lowers: Lowers::new(Marks::Overlay(overlay.namespace), overlay.lowers),
                 lowers_unknown: overlay.lowers_unknown,
+            }),
+            Style::Aufs(aufs) => Some(Overlay {
+                marks: Marks::Aufs,
+                form: WhiteoutForm::default(),
+                lowers: Lowers::new(Marks::Aufs, aufs.lowers),
+                lowers_unknown: false,
             }),
         };
         let mut engine = Self {
@@ -138,6 +154,8 @@ impl<'o> Engine<'o> {
             foreign: PathSet::default(),
             fresh: PathSet::default(),
             opaque: PathSet::default(),
+            whited_out: PathSet::default(),
+            was_filled: !empty,
             unwanted: PathSet::default(),
             links: Links::default(),
             copied: 0,
@@ -183,6 +201,9 @@ impl<'o> Engine<'o> {
         match self.whiteout(&name.path, &entry.path)? {
             ControlFlow::Continue(()) => {}
             ControlFlow::Break(()) => return Ok(Outcome::Done(ContentPlace::Nowhere)),
+        }
+        if self.is_aufs() && name.path.split(|byte| *byte == b'/').any(|part| part.len() > AUFS_NAME_MAX) {
+            return Err(self.input(&entry.path, Defect::NameTooLongForAufs));
         }
         self.uids.insert(entry.metadata.uid);
         self.gids.insert(entry.metadata.gid);
@@ -288,11 +309,28 @@ impl<'o> Engine<'o> {
         !self.foreign.contains(path) && (fresh || self.touched.contains(path))
     }
 
-    pub(super) fn make_ours(&mut self, dir: &Dir, path: &[u8]) {
+    /// Notes that something of this layer is at `path` in `dir`, and takes away a whiteout of AUFS for that name. Whether there
+    /// was one.
+    pub(super) fn make_ours(&mut self, dir: &Dir, path: &[u8]) -> Result<bool> {
         self.foreign.remove(path);
         if !dir.fresh.get() {
             self.touched.insert(path);
         }
+        if !self.is_aufs() || !(self.whited_out.contains(path) || (self.was_filled && !dir.fresh.get())) {
+            return Ok(false);
+        }
+        self.whited_out.remove(path);
+        let whiteout = [PREFIX, split(path).1].concat();
+        self.foreign.remove(&dir.child(&whiteout));
+        match fs::unlinkat(dir, whiteout.as_slice(), AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(Error::io("remove whiteout of", path, error)),
+        }
+    }
+
+    pub(super) fn is_aufs(&self) -> bool {
+        self.overlay.as_ref().is_some_and(|overlay| overlay.marks == Marks::Aufs)
     }
 
     /// Notes whether the content of the file just made at `path` is to be handed over before it is lost.
@@ -308,11 +346,12 @@ impl<'o> Engine<'o> {
     }
 
     /// As [`Engine::make_ours`], for a directory that was not there before.
-    pub(super) fn make_fresh(&mut self, dir: &Dir, path: &[u8]) {
-        self.make_ours(dir, path);
+    pub(super) fn make_fresh(&mut self, dir: &Dir, path: &[u8]) -> Result<bool> {
+        let hidden = self.make_ours(dir, path)?;
         if !dir.fresh.get() {
             self.fresh.insert(path);
         }
+        Ok(hidden)
     }
 
     /// All that is in this directory is ours from now on.
@@ -331,9 +370,14 @@ impl<'o> Engine<'o> {
 
     // ---- the view ----
 
-    /// What the lower layers show as `name` in `dir`; nothing in the plain form.
+    /// What the lower layers show as `name` in `dir`; nothing in the plain form, nor where a whiteout of AUFS hides it.
     pub(super) fn below(&mut self, dir: &Dir, name: &[u8]) -> Result<Option<Found>> {
         if dir.hidden.get() {
+            return Ok(None);
+        }
+        if let Some(overlay) = &self.overlay
+            && overlay.marks.hides(dir, name, &dir.path)?
+        {
             return Ok(None);
         }
         match &mut self.overlay {
@@ -357,8 +401,8 @@ impl<'o> Engine<'o> {
 
     pub(super) fn is_whiteout(&self, dir: &Dir, name: &[u8], stat: &Stat) -> Result<bool> {
         match &self.overlay {
-            Some(overlay) => is_whiteout(dir, name, stat, overlay.namespace),
-            None => Ok(false),
+            Some(Overlay { marks: Marks::Overlay(namespace), .. }) => is_whiteout(dir, name, stat, *namespace),
+            _ => Ok(false),
         }
     }
 

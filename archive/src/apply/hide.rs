@@ -11,6 +11,8 @@ use super::engine::{Engine, Located, Overlay, Seen, Walk};
 use super::options::WhiteoutForm;
 use super::remove::{Sweep, remove};
 use crate::error::{Error, Result};
+use crate::overlay::Marks;
+use crate::whiteout;
 
 impl Engine<'_> {
     /// Carries out the whiteout of `removed` in the directory `parent` (clean).
@@ -87,7 +89,7 @@ impl Engine<'_> {
         } else {
             self.reset(fd.as_fd(), path)?;
         }
-        self.make_fresh(dir, path);
+        self.make_fresh(dir, path)?;
         if self.overlay.is_some()
             && !dir.hidden.get()
             && (self.lowers_unknown() || self.below(dir, name)?.is_some_and(|found| found.is_dir()))
@@ -160,12 +162,19 @@ impl Engine<'_> {
         }
     }
 
-    /// Writes a whiteout. Overlay only, at a free name.
+    /// Writes a whiteout, at a free name. Nothing happens in the plain form.
     pub(super) fn write_whiteout(&mut self, dir: &Rc<Dir>, name: &[u8], path: &[u8]) -> Result<()> {
-        let Some(Overlay { namespace, form, .. }) = &self.overlay else { return Ok(()) };
-        let (namespace, form) = (*namespace, *form);
+        let Some(Overlay { marks, form, .. }) = &self.overlay else { return Ok(()) };
+        let (marks, form) = (*marks, *form);
         dir.prepare(self.gid)?;
         let failed = |error| Error::io("write whiteout", path, error);
+        let Marks::Overlay(namespace) = marks else {
+            let whiteout = [whiteout::PREFIX, name].concat();
+            write_mark(&**dir, &whiteout).map_err(failed)?;
+            self.whited_out.insert(path);
+            self.foreign.insert(&dir.child(&whiteout));
+            return Ok(());
+        };
         match form {
             WhiteoutForm::CharDevice => {
                 fs::mknodat(&**dir, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(failed)?;
@@ -185,13 +194,34 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Marks a directory opaque. Overlay only.
+    /// Marks a directory opaque. Nothing happens in the plain form.
     pub(super) fn set_opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<()> {
         let Some(overlay) = &self.overlay else { return Ok(()) };
-        let attribute = [overlay.namespace.prefix(), b"opaque"].concat();
-        fs::fsetxattr(dir, attribute, b"y", XattrFlags::empty())
-            .map_err(|error| Error::io("mark opaque directory", path, error))?;
+        let failed = |error| Error::io("mark opaque directory", path, error);
+        match overlay.marks {
+            Marks::Overlay(namespace) => {
+                let attribute = [namespace.prefix(), b"opaque"].concat();
+                fs::fsetxattr(dir, attribute, b"y", XattrFlags::empty()).map_err(failed)?;
+            }
+            Marks::Aufs => {
+                // The directory keeps its time, whether it is known to be open or not.
+                let before = fs::fstat(&dir).map_err(failed)?;
+                write_mark(&dir, whiteout::OPAQUE).map_err(failed)?;
+                fs::futimens(&dir, &Times::of(&before).stamps()).map_err(failed)?;
+                self.foreign.insert(&super::names::join(path, whiteout::OPAQUE));
+            }
+        }
         self.opaque.insert(path);
         Ok(())
+    }
+}
+
+/// Makes one of AUFS's marks: an empty file that nobody writes to. AUFS itself makes them names of one inode, which takes less
+/// room, but is nothing that it asks for.
+fn write_mark(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match fs::openat(dir, name, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
     }
 }

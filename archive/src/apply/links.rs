@@ -176,7 +176,7 @@ impl Engine<'_> {
             Err(Errno::EXIST) => self.link_over(&from, last, dir, name, &path, member)?,
             Err(error) => return Err(self.link_failed(&from, last, &path, member, error)?),
         }
-        self.make_ours(dir, &path);
+        self.make_ours(dir, &path)?;
         self.note_content(&path, false);
         Ok(Linked::Done)
     }
@@ -268,7 +268,7 @@ impl Engine<'_> {
         }
         let linked = self.link(&dir, name, &link.target, &link.name, false)?;
         if linked == Linked::Done {
-            self.make_ours(&dir, &path);
+            self.make_ours(&dir, &path)?;
         }
         Ok(linked)
     }

@@ -1,4 +1,4 @@
-//! What the layers below an overlay layer show, merged as the kernel merges them.
+//! What the layers below a layer of an overlay or of AUFS show, merged as the kernel merges them.
 //!
 //! The rules are those of the kernel's Documentation/filesystems/overlayfs.rst: the nearest layer that has a name
 //! decides; directories merge until one of them is opaque or something else than a directory comes; whiteouts hide what
@@ -14,14 +14,16 @@ use graph_sys::io::Errno;
 use super::names::{is_within, join, push};
 use super::options::XattrNamespace;
 use crate::error::{Error, Result};
+use crate::overlay::{Marks, Opacity};
+use crate::whiteout;
 
 /// Descriptors kept of directories of lower layers.
 const KEPT_DESCRIPTORS: usize = 128;
 
-/// The lower layers of an overlay layer.
+/// The lower layers.
 #[derive(Debug)]
 pub(super) struct Lowers {
-    namespace: XattrNamespace,
+    marks: Marks,
     layers: Rc<Vec<OwnedFd>>,
     /// Merged directories looked at lately, newest last.
     recent: Vec<(Vec<u8>, Rc<Vec<OwnedFd>>)>,
@@ -49,8 +51,8 @@ impl Found {
 }
 
 impl Lowers {
-    pub(super) fn new(namespace: XattrNamespace, layers: Vec<OwnedFd>) -> Self {
-        Self { namespace, layers: Rc::new(layers), recent: Vec::new() }
+    pub(super) fn new(marks: Marks, layers: Vec<OwnedFd>) -> Self {
+        Self { marks, layers: Rc::new(layers), recent: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -111,6 +113,9 @@ impl Lowers {
         let mut below = Vec::new();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for layer in stack {
+            if self.marks.hides(layer, component, at)? {
+                break;
+            }
             match fs::openat(layer, component, flags, Mode::empty()) {
                 Ok(fd) => {
                     let opaque = self.is_opaque(&fd, at)?;
@@ -129,7 +134,11 @@ impl Lowers {
     }
 
     fn is_opaque(&self, fd: &OwnedFd, at: &[u8]) -> Result<bool> {
-        let name = [self.namespace.prefix(), b"opaque"].concat();
+        let Marks::Overlay(namespace) = self.marks else {
+            // By another name than the branch's root, which is never opaque.
+            return Ok(self.marks.opacity(fd, b"./.", at)? == Opacity::Opaque);
+        };
+        let name = [namespace.prefix(), b"opaque"].concat();
         let mut value = [0u8; 1];
         match fs::fgetxattr(fd, name, &mut value) {
             Ok(size) => Ok(size == 1 && value == *b"y"),
@@ -142,9 +151,14 @@ impl Lowers {
     pub(super) fn find(&mut self, path: &[u8], name: &[u8]) -> Result<Option<Found>> {
         let stack = self.stack(path)?;
         for (layer, directory) in stack.iter().enumerate() {
+            if self.marks.hides(directory, name, path)? {
+                return Ok(None);
+            }
             match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    if is_whiteout(directory, name, &stat, self.namespace)? {
+                    if let Marks::Overlay(namespace) = self.marks
+                        && is_whiteout(directory, name, &stat, namespace)?
+                    {
                         return Ok(None);
                     }
                     return Ok(Some(Found { stack: Rc::clone(&stack), layer, stat }));
@@ -172,7 +186,8 @@ impl Lowers {
             for entry in entries {
                 let entry = entry.map_err(|error| Error::io("read directory", b"/", error))?;
                 let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
+                let own = self.marks == Marks::Aufs && name.starts_with(whiteout::PREFIX);
+                if name != b"." && name != b".." && !own {
                     names.insert(name.to_vec());
                 }
             }

@@ -19,7 +19,7 @@ mod remove;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
-pub use options::{ApplyOptions, OverlayOptions, Style, WhiteoutForm, XattrNamespace};
+pub use options::{ApplyOptions, AufsOptions, OverlayOptions, Style, WhiteoutForm, XattrNamespace};
 
 use engine::{Engine, Outcome};
 
@@ -99,7 +99,7 @@ pub struct ApplyReport {
 /// the last word to it. A target of a lower layer is parted from its other names, which keep what they have. Directories that
 /// the layer does not state keep what the lower layer has. Access time: the stated one, otherwise the time of modification.
 /// `security.selinux` and `system.nfs4_acl` are neither set nor cleared. Attributes of the overlay itself are
-/// escaped in the overlay form, so that a mount shows them but does not obey; in the plain form they are left out.
+/// escaped in the overlay form, so that a mount shows them but does not obey; in the other forms they are left out.
 /// Ids in version 3 `security.capability` and in access lists are mapped as owners are.
 ///
 /// **Refused**: a character device 0:0, which would become a whiteout; device numbers that do not fit; ids that are not

@@ -54,6 +54,13 @@ pub struct OverlayOptions {
     pub lowers_unknown: bool,
 }
 
+/// What AUFS needs to know of one layer.
+#[derive(Debug, Default)]
+pub struct AufsOptions {
+    /// The branches below, nearest first, as a mount gets them (`ro+wh`). They are only read.
+    pub lowers: Vec<OwnedFd>,
+}
+
 /// In which form the tree is made.
 #[derive(Debug, Default)]
 pub enum Style {
@@ -62,6 +69,9 @@ pub enum Style {
     Plain,
     /// The root holds this layer alone, as a lower or upper directory of a kernel overlay; whiteouts are stored.
     Overlay(OverlayOptions),
+    /// The root holds this layer alone, as a branch of AUFS; whiteouts are stored as files `.wh.<name>`, opaque marks as files
+    /// `.wh..wh..opq`. Names that AUFS cannot show, of more than 242 bytes, are refused.
+    Aufs(AufsOptions),
 }
 
 /// How an archive is to be applied. `ApplyOptions::default()` is plain, with identity mappings and the default limits.

@@ -1,7 +1,7 @@
 //! What changed between two trees, or in an overlay's upper directory.
 //!
 //! Both ways of asking answer the same question: **how does the tree that users see differ from the one they saw
-//! before?** [`compare`] walks both trees; [`overlay_upper`] reads the upper directory and looks up in the lower ones what
+//! before?** [`compare`] walks both trees; [`overlay_upper`] (and [`aufs_branch`]) reads the upper directory and looks up in the lower ones what
 //! it covers. The answer is exact about what users see, whichever way it is found:
 //!
 //! * An object is different when its type, mode, owner, group, device number, time of last modification, size (but of
@@ -28,7 +28,7 @@ mod overlay;
 mod status;
 
 pub use compare::{Tree, compare};
-pub use overlay::{OverlayTree, overlay_upper};
+pub use overlay::{AufsTree, OverlayTree, aufs_branch, overlay_upper};
 
 /// The kind of a change, with the numbers of containers/storage's JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,4 +1,4 @@
-//! An overlay's upper directory, read against the layers below it.
+//! An overlay's upper directory, or the uppermost branch of AUFS, read against the layers below it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
 use crate::overlay::{Marks, Opacity};
 use crate::walk::{Descent, is_gone};
+use crate::whiteout::{self, Whiteout};
 
 /// Directories of lower layers that are held open; those further up are closed first.
 const OPEN_LOWERS: usize = 192;
@@ -45,9 +46,35 @@ pub struct OverlayTree<'a> {
 /// [`Error::Unsupported`] for directories that were renamed with `redirect_dir=on`, whose content is somewhere else in the
 /// lower layers (compare the mounts instead); I/O errors with the path concerned.
 pub fn overlay_upper(tree: OverlayTree<'_>) -> Result<ChangeSet> {
+    let OverlayTree { upper, upper_mappings, lowers, lower_mappings, namespace } = tree;
+    read(AufsTree { upper, upper_mappings, lowers, lower_mappings }, Marks::Overlay(namespace))
+}
+
+/// The branches of an AUFS mount.
+#[derive(Clone, Copy, Debug)]
+pub struct AufsTree<'a> {
+    /// The uppermost branch, as it lies on disk.
+    pub upper: BorrowedFd<'a>,
+    /// From container ids to those in the uppermost branch.
+    pub upper_mappings: &'a IdMappings,
+    /// The branches below, nearest first, as they lie on disk.
+    pub lowers: &'a [BorrowedFd<'a>],
+    /// From container ids to those in the branches below.
+    pub lower_mappings: &'a IdMappings,
+}
+
+/// What changed from the lower branches (mounted so that their whiteouts count, `ro+wh`) to what a mount with the uppermost
+/// one shows. Costs what the uppermost branch holds. AUFS's own files (`.wh..wh.*`) are nothing that anybody sees.
+///
+/// # Errors
+/// I/O errors with the path concerned.
+pub fn aufs_branch(tree: AufsTree<'_>) -> Result<ChangeSet> {
+    read(tree, Marks::Aufs)
+}
+
+fn read(tree: AufsTree<'_>, marks: Marks) -> Result<ChangeSet> {
     let upper = Descent::new(tree.upper)?;
     let mut lowers = Vec::new();
-    let marks = Marks { namespace: tree.namespace };
     for index in 0..tree.lowers.len() {
         let xattr_whiteouts = match tree.lowers.get(index) {
             Some(lower) => marks.opacity(lower, b".", b"")? == Opacity::XattrWhiteouts,
@@ -103,7 +130,7 @@ enum Below {
 }
 
 struct Walk<'a> {
-    tree: OverlayTree<'a>,
+    tree: AufsTree<'a>,
     marks: Marks,
     upper: Descent,
     frames: Vec<Frame>,
@@ -201,6 +228,9 @@ impl Walk<'_> {
         let mut merged: Option<(Vec<(usize, bool)>, Metadata)> = None;
         for (number, lower) in frame.lowers.iter().enumerate() {
             let directory = self.lower(lower)?;
+            if marks.hides(directory, name, parent)? {
+                break;
+            }
             let Some(found) = status(directory, name, parent)? else { continue };
             if marks.is_whiteout(directory, name, parent, &found, lower.xattr_whiteouts)? {
                 break;
@@ -235,7 +265,19 @@ impl Walk<'_> {
             // A descriptor of the caller's may not be open for reading, or be in use.
             let reading = open_directory(directory, b".").map_err(|error| Error::io("open lower", path, error))?;
             let names = read_sorted(&reading, &mut self.buffer).map_err(|e| Error::io("list lower", path, e))?;
+            if self.marks == Marks::Aufs {
+                for entry in &names {
+                    if let Ok(Some(Whiteout::Remove(name))) = Whiteout::parse(&entry.name)
+                        && !seen.contains(name)
+                    {
+                        hidden.insert(name.to_vec());
+                    }
+                }
+            }
             for entry in names {
+                if self.marks == Marks::Aufs && entry.name.starts_with(whiteout::PREFIX) {
+                    continue;
+                }
                 if seen.contains(&entry.name) || hidden.contains(&entry.name) {
                     continue;
                 }
@@ -259,6 +301,19 @@ impl Walk<'_> {
             Some(frame) => (frame.opaque, frame.xattr_whiteouts),
             None => (false, false),
         };
+        if self.marks == Marks::Aufs {
+            match Whiteout::parse(name) {
+                Ok(None) if !self.marks.hides(self.upper.directory()?, name, parent)? => {}
+                Ok(Some(Whiteout::Remove(removed))) => {
+                    if !opaque && !matches!(self.below(removed)?, Below::Nothing) {
+                        self.note(ChangeKind::Delete, removed, None);
+                    }
+                    return Ok(());
+                }
+                // AUFS's own, or nothing that it shows: the whiteout beside it speaks for it.
+                _ => return Ok(()),
+            }
+        }
         if self.marks.is_whiteout(self.upper.directory()?, name, parent, &upper, by_xattr)? {
             // In an opaque directory it is among those that are gone anyway.
             if !opaque && !matches!(self.below(name)?, Below::Nothing) {
@@ -296,7 +351,7 @@ impl Walk<'_> {
         let parent = self.upper.path();
         let Some(lower) = self.frames.last().and_then(|frame| frame.lowers.get(number)) else { return Ok(true) };
         let (lower, directory) = (self.lower(lower)?, self.upper.directory()?);
-        let namespace = Some(self.tree.namespace);
+        let namespace = self.marks.namespace();
         let old = Object { directory: lower, status: before, mappings: self.tree.lower_mappings, namespace };
         let new = Object { directory, status: upper, mappings: self.tree.upper_mappings, namespace };
         if differ(&old, &new, parent, name)? {

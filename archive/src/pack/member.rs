@@ -108,7 +108,7 @@ impl<'a, W: Write> Members<'a, W> {
     /// How to read the overlay's own attributes, if the tree is an overlay's.
     pub(super) fn marks(&self) -> Option<Marks> {
         match self.options.whiteouts {
-            WhiteoutSource::Overlay { namespace, .. } => Some(Marks { namespace }),
+            WhiteoutSource::Overlay { namespace, .. } => Some(Marks::Overlay(namespace)),
             _ => None,
         }
     }

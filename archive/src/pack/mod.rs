@@ -27,6 +27,7 @@ use crate::idmap::IdMappings;
 use crate::overlay::Opacity;
 use crate::tar::EncodeOptions;
 use crate::walk::{Descent, is_gone};
+use crate::whiteout;
 use filter::Filter;
 use member::{Members, Place};
 
@@ -133,6 +134,15 @@ impl<W: Write> Walk<'_, W> {
     /// Begins with the current directory; `only` one name of it.
     fn open_frame(&mut self, only: Option<&[u8]>) -> Result<()> {
         let mut names: VecDeque<_> = self.descent.list(&mut self.buffer)?.into();
+        if matches!(self.members.options.whiteouts, WhiteoutSource::Aufs) {
+            // AUFS shows nothing under a name that has a whiteout beside it.
+            let gone: HashSet<Vec<u8>> = names
+                .iter()
+                .filter_map(|entry| entry.name.strip_prefix(whiteout::PREFIX))
+                .map(<[u8]>::to_vec)
+                .collect();
+            names.retain(|entry| !gone.contains(&entry.name));
+        }
         if let Some(only) = only {
             names.retain(|entry| entry.name == only);
         }
