@@ -211,6 +211,12 @@ fn root_new_owners_are_no_change() {
         all_root(&store.mount(&store.ok(&["create-container", "mapped"])), 0);
         let tops = store.values("image", "mapped", "Top Layer:");
         assert_eq!(tops.len(), 3, "its own, one of the host's ids, one of the ninth range");
+        // The image itself is shown with the host's ids, by the copy that is there.
+        let path = PathBuf::from(store.ok(&["mount", "-r", "mapped"]));
+        all_root(&path, 0);
+        assert_eq!(store.values("image", "mapped", "Top Layer:"), tops);
+        assert_eq!(store.all(&["unmount", "mapped"]), "");
+        assert!(store.store.driver == "vfs" || fs::read_dir(&path).unwrap().next().is_none(), "still mounted");
     });
 }
 

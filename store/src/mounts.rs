@@ -71,6 +71,7 @@ impl Store {
             if options.options.is_empty() {
                 get.options = container.mount_options();
             }
+            get.own_files_as_on_disk = true;
             get.volatile = container.is_volatile() && !self.options.disable_volatile;
         }
         if options.read_only && !get.options.iter().any(|option| option == "ro") {

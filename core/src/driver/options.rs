@@ -53,6 +53,9 @@ pub struct GetOptions {
     pub volatile: bool,
     /// Show ids as they are on disk, whatever `mappings` says and whether or not the driver could shift them.
     pub disable_shifting: bool,
+    /// The layer is a container's, mounted through `mappings` whenever it is written to: its own files are on disk with
+    /// host ids, and only what is below it is shifted. Matters for read-only mounts; in others that is always so.
+    pub own_files_as_on_disk: bool,
 }
 
 /// How a diff is put into a layer.

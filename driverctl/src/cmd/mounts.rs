@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
+use graph_archive::IdMappings;
 use graph_store::{ErrorKind, MountOptions, Store};
 use serde::Serialize;
 
@@ -29,13 +30,26 @@ fn finish(answers: &[Answer<'_>], json: bool) -> Result<Outcome> {
     Ok(if answers.iter().all(|answer| answer.error.is_empty()) { Outcome::Done } else { Outcome::Failed })
 }
 
-/// The layer to mount for an image.
+/// The layer to mount for an image: one whose files have the host's ids.
 fn top_layer(store: &Store, image: &str) -> Result<String> {
+    match store.image_top_layer(image, &IdMappings::default())? {
+        Some(layer) => Ok(layer.id.clone()),
+        None => Err(anyhow!("image {} has no layer to mount", store.image(image)?.id)),
+    }
+}
+
+/// The layer that [`top_layer`] gave; without making one. Peers mount the layer that the image was made with.
+fn mounted_layer(store: &Store, image: &str) -> Result<String> {
     let image = store.image(image)?;
+    let shown = image.top_layers().find(|layer| {
+        // Some of them may be gone.
+        store.layer(layer).is_ok_and(|layer| layer.mappings().is_identity())
+            && store.mounted(layer).is_ok_and(|n| n > 0)
+    });
     if image.layer.is_empty() {
         Err(anyhow!("image {} has no layer to mount", image.id))
     } else {
-        Ok(image.layer.clone())
+        Ok(shown.unwrap_or(&image.layer).to_owned())
     }
 }
 
@@ -80,7 +94,7 @@ pub(crate) fn unmount(store: &Store, words: &Objects, force: bool) -> Result<Out
     for object in &words.objects {
         let (gone, image) = match store.unmount(object, force) {
             Err(error) if error.kind() == ErrorKind::LayerNotKnown => match store.image(object) {
-                Ok(_) => (top_layer(store, object).and_then(|layer| Ok(store.unmount(&layer, force)?)), true),
+                Ok(_) => (mounted_layer(store, object).and_then(|layer| Ok(store.unmount(&layer, force)?)), true),
                 Err(_) => (Err(error.into()), false),
             },
             other => (other.map_err(anyhow::Error::from), false),

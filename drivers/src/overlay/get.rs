@@ -28,7 +28,8 @@ impl Overlay {
     /// is gone by now, with the homes as they are now.
     fn with_homes<T>(&self, mount: impl Fn(&Homes) -> Result<T>) -> Result<T> {
         match mount(&self.homes) {
-            Err(Error::Io { source, .. }) if Errno::from_io_error(&source) == Some(Errno::INVAL) => {
+            // The kernel clones nothing of such a mount, and finds no place there to mount on.
+            Err(Error::Io { source, .. }) if matches!(errno(&source), Some(Errno::INVAL | Errno::NOENT)) => {
                 mount(&self.homes.reopened()?)
             }
             other => other,
@@ -52,17 +53,23 @@ impl Overlay {
             });
         }
         if let Some(program) = &self.program {
-            let stack = Stack { homes, layer: &layer, chain: &chain, read_only, mapped: &[], run_home: &self.run_path };
+            let stack = Stack { read_only, ..Stack::read_only(homes, &layer, &chain, &self.run_path) };
             return self.mount_through(program, &stack, &words, options, path);
         }
         let mapped = if shifted { idmap::mapped_homes(homes, &layer, &chain, &options.mappings)? } else { Vec::new() };
-        if !read_only {
-            if shifted {
-                idmap::own_root(homes, &layer, &chain, &options.mappings)?;
+        let own_mapped = shifted && !options.own_files_as_on_disk;
+        if shifted && (!read_only || !own_mapped) {
+            match idmap::own_root(homes, &layer, &chain, &options.mappings) {
+                // Then nothing has been written, and only the root keeps the owner that it was made with.
+                Err(Error::Io { source, .. }) if read_only && errno(&source) == Some(Errno::ROFS) => {}
+                result => result?,
             }
+        }
+        if !read_only {
             volatile::prepare(&layer, &self.run_path, words.has("volatile"))?;
         }
-        let stack = Stack { homes, layer: &layer, chain: &chain, read_only, mapped: &mapped, run_home: &self.run_path };
+        let plain = Stack::read_only(homes, &layer, &chain, &self.run_path);
+        let stack = Stack { read_only, mapped: &mapped, own_mapped, ..plain };
         stack.mount(&words, &target, path, self.method)
     }
 
@@ -114,8 +121,7 @@ impl Overlay {
             let chain = parents(homes, &layer)?;
             let options = GetOptions { options: vec!["ro".to_owned()], ..GetOptions::default() };
             let words = self.words(&layer, &options)?;
-            let stack =
-                Stack { homes, layer: &layer, chain: &chain, read_only: true, mapped: &[], run_home: &self.run_path };
+            let stack = Stack::read_only(homes, &layer, &chain, &self.run_path);
             match (&self.program, self.method) {
                 (Some(program), _) => self.look_through(program, &stack, &words),
                 (None, Method::Descriptors) => stack.detached(&words).map(OwnedFd::from),
@@ -123,6 +129,12 @@ impl Overlay {
             }
         })
     }
+}
+
+/// The errno of a call, also where an error of its own tells more about it.
+fn errno(error: &std::io::Error) -> Option<Errno> {
+    let told = || error.get_ref()?.downcast_ref::<graph_sys::Error>().map(graph_sys::Error::errno);
+    Errno::from_io_error(error).or_else(told)
 }
 
 /// With as many layers below as the kernel stacks there is no room for the layer's own directory among the lower ones. It

@@ -41,11 +41,19 @@ pub(super) struct Stack<'s> {
     pub(super) read_only: bool,
     /// Where lower directories are opened instead of in their home: a mount of the home through an id mapping.
     pub(super) mapped: &'s [(PathBuf, DetachedMount)],
+    /// Whether the layer's own directory, where it is a lower one, is opened there too. A container's is not: its files
+    /// were written with host ids.
+    pub(super) own_mapped: bool,
     /// An empty directory, for a mount that would have too few directories otherwise.
     pub(super) run_home: &'s Path,
 }
 
-impl Stack<'_> {
+impl<'s> Stack<'s> {
+    /// All layers as they are on disk, none of them to be written to.
+    pub(super) fn read_only(homes: &'s Homes, layer: &'s Layer<'s>, chain: &'s [LayerId], run_home: &'s Path) -> Self {
+        Self { homes, layer, chain, read_only: true, mapped: &[], own_mapped: false, run_home }
+    }
+
     /// Calls `visit` for every lower directory, nearest first, with its real path.
     pub(super) fn each_lower(&self, mut visit: impl FnMut(&Path, OwnedFd) -> Result<()>) -> Result<()> {
         let count = std::cell::Cell::new(0_usize);
@@ -64,8 +72,10 @@ impl Stack<'_> {
         if self.chain.len() > MAX_LOWERS {
             return Err(Error::TooDeep { id: id.clone(), depth: self.chain.len(), limit: MAX_LOWERS });
         }
-        if self.read_only {
+        if self.read_only && self.own_mapped {
             self.content(self.layer, DIFF, &mut visit)?;
+        } else if self.read_only {
+            visit(&self.layer.path().join(DIFF), self.layer.open(DIFF)?)?;
         }
         let covered = self.inherited(self.layer, &mut visit)?;
         for lower in self.chain.iter().filter(|_| !covered) {

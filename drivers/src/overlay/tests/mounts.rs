@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use graph_archive::idmap::{IdMappings, IdRange};
-use graph_core::driver::{CreateOptions, GetOptions};
+use graph_core::driver::{CreateOptions, DiffRequest, GetOptions};
 use graph_core::{Driver, Error};
 use graph_sys::mount::{MountFlags, UnmountFlags, classic};
 
@@ -253,7 +253,7 @@ fn root_files_are_shown_through_mappings() {
         return;
     }
     let place = Place::new();
-    let driver = place.with_three_layers();
+    let mut driver = place.with_three_layers();
     if !driver.supports_shifting(&IdMappings::default()) {
         eprintln!("skipped: this kernel does not map the ids of this file system");
         return;
@@ -277,6 +277,24 @@ fn root_files_are_shown_through_mappings() {
         assert_eq!(owner(mounted.path().to_owned()), (100_000, 100_000), "{layer}");
         mounted.put().unwrap();
     }
+    // What was written through the mappings is on disk as it is shown, also to those who only read.
+    let mounted = driver.get(&id("top"), &options).unwrap();
+    std::fs::write(mounted.path().join("written"), b"").unwrap();
+    std::os::unix::fs::chown(mounted.path().join("written"), Some(100_007), Some(100_008)).unwrap();
+    mounted.put().unwrap();
+    driver.create_read_write(&id("fresh"), Some(&id("middle")), &CreateOptions::default()).unwrap();
+    let only_read = GetOptions { own_files_as_on_disk: true, options: vec!["ro".into()], ..options.clone() };
+    for method in METHODS {
+        driver.method = method;
+        let mounted = driver.get(&id("top"), &only_read).unwrap();
+        assert_eq!(owner(mounted.path().join("written")), (100_007, 100_008));
+        assert_eq!(owner(mounted.path().join("user")), (101_000, 100_100));
+        assert_eq!(owner(mounted.path().to_owned()), (100_000, 100_000));
+        mounted.put().unwrap();
+        let mounted = driver.get(&id("fresh"), &only_read).unwrap();
+        assert_eq!(owner(mounted.path().to_owned()), (100_000, 100_000), "a container that was never written to");
+        mounted.put().unwrap();
+    }
     let plain = GetOptions { disable_shifting: true, ..options };
     let mounted = driver.get(&id("middle"), &plain).unwrap();
     assert_eq!(owner(mounted.path().join("user")), (1000, 100));
@@ -286,6 +304,32 @@ fn root_files_are_shown_through_mappings() {
     let mut setup = place.setup();
     setup.disable_id_mapped_mounts = true;
     assert!(!Overlay::open(&setup, "overlay").unwrap().supports_shifting(&IdMappings::default()));
+}
+
+#[test]
+fn root_a_home_bind_that_a_peer_takes_away_does_not_hinder_looking() {
+    if !may_mount() {
+        return;
+    }
+    for method in METHODS {
+        let place = Place::new();
+        drop(place.with_three_layers());
+        let home = place.home();
+        let home = home.as_os_str().as_encoded_bytes();
+        classic::bind(home, home, false).unwrap();
+        let mut driver = place.open();
+        driver.method = method;
+        std::fs::write(place.home().join("base/diff/file"), b"content").unwrap();
+        classic::unmount(home, UnmountFlags::DETACH).unwrap();
+        let tree = driver.peek(&id("top")).unwrap();
+        assert!(graph_sys::fs::statat(&tree, "file", graph_sys::fs::AtFlags::empty()).is_ok());
+        // Not the layer's own parent: by mounts.
+        let (top, base, none) = (id("top"), id("base"), IdMappings::default());
+        let request =
+            DiffRequest { id: &top, mappings: &none, parent: Some(&base), parent_mappings: &none, mount_label: "" };
+        assert_eq!(driver.changes(&request).unwrap(), []);
+        driver.get(&id("top"), &GetOptions::default()).unwrap().put().unwrap();
+    }
 }
 
 #[test]
