@@ -54,7 +54,12 @@ fn main() -> ExitCode {
         }
         // A user without ids of its own does what can be done without, and is told what cannot.
     }
-    let level = if cli.global.debug { tracing::Level::DEBUG } else { tracing::Level::ERROR };
+    // Scripts take both streams together and want nothing but the answer.
+    let level = match (cli.global.debug, std::io::stderr().is_terminal()) {
+        (true, _) => tracing::Level::DEBUG,
+        (false, true) => tracing::Level::WARN,
+        (false, false) => tracing::Level::ERROR,
+    };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
     match run(&cli, &before) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -137,7 +142,6 @@ fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
             return Ok(Outcome::Failed);
         }
     };
-    // Scripts take both streams together and want nothing but the answer.
     if cli.global.debug || std::io::stderr().is_terminal() {
         for warning in opened.store.warnings() {
             output::complain(&format!("warning: {}", output::safe(warning)));

@@ -23,6 +23,12 @@ pub(crate) fn status(opened: &Opened, json: bool) -> Result<Outcome> {
     }
     let can = opened.store.driver().capabilities();
     add("Shifts Ids At Mount Time", can.shifts_ids.to_string());
+    let owners = match (can.shifts_ids, can.reflink) {
+        (true, _) => "id-mapped mounts, nothing is copied",
+        (false, true) => "re-owned copies that share their data (reflink)",
+        (false, false) => "re-owned full copies",
+    };
+    add("Layers Of Other Owners", owners.to_owned());
     add("Reads Changes From The Layer", can.native_diff.to_string());
     add("Extracts Without A Lock", can.staging.to_string());
     add("Copies Share Extents", can.reflink.to_string());

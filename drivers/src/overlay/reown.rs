@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use graph_archive::apply::XattrNamespace;
-use graph_archive::copy::{CopyOptions, copy_tree};
+use graph_archive::copy::{CopyOptions, CopyReport, copy_tree};
 use graph_archive::idmap::{IdMappings, IdPair};
 use graph_archive::owners::OwnerShift;
 use graph_core::driver::{CreateOptions, ReownRequest};
@@ -32,6 +32,7 @@ use super::parents::{MAX_LOWERS, missing_lower};
 use super::staged::{NewLayer, Staged};
 use crate::support::context::{ArchiveContext, Context};
 use crate::support::exchange::{exchange, fault};
+use crate::support::reowned::warn_of_full_copy;
 
 /// What the new content is made of.
 #[derive(Default)]
@@ -171,10 +172,11 @@ impl Overlay {
             reown: Some(if hidden { shift.clone().of_hidden_files() } else { shift.clone() }),
             ..CopyOptions::default()
         };
-        let mut bytes = 0_u64;
+        let mut total = CopyReport::default();
         let mut copy = |source: &OwnedFd, target: &OwnedFd, hidden: bool| -> Result<()> {
             let report = copy_tree(source.as_fd(), target.as_fd(), &options(hidden)).of_layer(id)?;
-            bytes = bytes.saturating_add(report.bytes);
+            total.bytes = total.bytes.saturating_add(report.bytes);
+            total.method = total.method.max(report.method);
             for notice in report.notices {
                 tracing::warn!(layer = %id, notice, "changing the owners of a layer");
             }
@@ -192,14 +194,7 @@ impl Overlay {
                 mark(&target).at("set attributes of", shown.join(&name), Some(id))?;
             }
         }
-        if !self.features.reflink.works && bytes > 0 {
-            tracing::warn!(
-                layer = %id,
-                bytes,
-                "copied the files of a layer to change their owners: this file system does not share data between files; \
-                 with ID-mapped mounts, or on xfs or btrfs, nothing need be copied"
-            );
-        }
+        warn_of_full_copy(&total, id);
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use super::layout::Home;
 use super::options::SyncMode;
 use crate::support::context::{ArchiveContext, Context};
 use crate::support::exchange::exchange;
+use crate::support::reowned::warn_of_full_copy;
 
 /// Mode of the root of a layer without parent, as containers/storage has it.
 const BASE_ROOT_MODE: u32 = 0o555;
@@ -145,12 +146,16 @@ impl StagedLayer for Staged<'_> {
 impl Vfs {
     /// Copies a layer's tree.
     pub(super) fn copy(&self, from: &OwnedFd, to: &OwnedFd, owners: Option<OwnerShift>, id: &LayerId) -> Result<()> {
+        let for_owners = owners.as_ref().is_some_and(|owners| !owners.is_identity());
         let options = CopyOptions {
             ignore_chown_errors: self.options.ignore_chown_errors,
             reown: owners,
             ..CopyOptions::default()
         };
         let report = copy_tree(from.as_fd(), to.as_fd(), &options).of_layer(id)?;
+        if for_owners {
+            warn_of_full_copy(&report, id);
+        }
         for notice in report.notices {
             tracing::warn!(notice, layer = %id, "copying a layer");
         }
