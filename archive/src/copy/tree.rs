@@ -450,6 +450,8 @@ const SELINUX: &[u8] = b"security.selinux";
 fn is_kept(key: &[u8]) -> bool {
     match key {
         SELINUX => false,
+        // How XFS shows access lists a second time, raw: the ids in them would be those of before.
+        b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT" => false,
         key if OVERLAY_IDENTITY.contains(&key) => false,
         b"system.posix_acl_access" | b"system.posix_acl_default" => true,
         _ => [b"user.".as_slice(), b"trusted.", b"security."].iter().any(|prefix| key.starts_with(prefix)),

@@ -27,6 +27,7 @@ mod failure;
 mod fixture;
 mod layers;
 mod mounts;
+mod owners;
 mod roundtrip;
 mod staged;
 mod tar;
@@ -51,7 +52,7 @@ pub type Checked = Result<(), Failure>;
 pub struct Case {
     /// What is tested, unique in the suite, in snake case.
     pub name: &'static str,
-    /// The group of cases it belongs to: `layers`, `mounts`, `deep`, `diffs`, `roundtrip` or `staged`.
+    /// The group of cases it belongs to: `layers`, `mounts`, `deep`, `diffs`, `roundtrip`, `staged` or `owners`.
     pub topic: &'static str,
     /// Whether the case can run here: the reason when it cannot.
     pub needs: fn(&Fixture) -> Result<(), String>,
@@ -73,7 +74,7 @@ pub enum Outcome {
 /// All cases, in an order that goes from the simple to the complicated.
 #[must_use]
 pub fn suite() -> Vec<Case> {
-    [layers::CASES, mounts::CASES, deep::CASES, diffs::CASES, roundtrip::CASES, staged::CASES].concat()
+    [layers::CASES, mounts::CASES, deep::CASES, diffs::CASES, roundtrip::CASES, staged::CASES, owners::CASES].concat()
 }
 
 /// Nothing is needed beyond the trait.
