@@ -134,16 +134,17 @@ fn kernel_has(name: &str) -> bool {
 }
 
 fn start_stage(group: Group) -> Result<(bool, String)> {
-    // Below /tmp, because everybody can reach it there; the images on the disk that the build is on.
+    // Below /tmp, because everybody can reach it there; the images on the disk that the build is on, or where SCRATCH says.
     let target = tempfile::Builder::new().prefix("conformance-").tempdir()?;
     std::fs::set_permissions(target.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    std::fs::create_dir_all(scratch)?;
+    #[expect(clippy::disallowed_methods, reason = "the way in which a test program is told where to work")]
+    let scratch = std::env::var_os("SCRATCH").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
+    std::fs::create_dir_all(&scratch)?;
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "--"])
         .arg(std::env::current_exe()?)
         .arg("stage:file-system")
-        .args([target.path(), scratch])
+        .args([target.path(), &scratch])
         .arg(group.name())
         .stdin(Stdio::null())
         .output()

@@ -8,6 +8,7 @@ mod image;
 mod mirror;
 mod run;
 mod tests;
+mod vm;
 
 const HELP: &str = "\
 cargo xtask TASK
@@ -19,6 +20,7 @@ cargo xtask TASK
   perfdata [DIR]    make the benchmark data (about 3 GB, 6 minutes) in DIR (target/perfdata)
   bench [ARGS...]   measure beside the packaged peers, on that data
   man [DIR]         write the manual pages and shell completions of driverctl into DIR (target/man)
+  vm ARGS...        run tests under other kernels in virtual machines; without ARGS, which there are
   fuzz [SECONDS]    run every fuzz target for SECONDS (600)
 ";
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         "perfdata" => tests::perfdata(rest.first().map(String::as_str)),
         "bench" => tests::bench(&rest),
         "man" => tests::man(rest.first().map(String::as_str)),
+        "vm" => vm::run(&rest),
         "fuzz" => tests::fuzz(rest.first().map(String::as_str)),
         "" | "help" | "-h" | "--help" => {
             say(HELP);

@@ -39,6 +39,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("go", "golang-go"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("ruby", "ruby"),
 ];
 
 /// Installs what is missing, when that is possible.
@@ -105,6 +107,7 @@ fn check_and_test(args: &[String]) -> Result<()> {
     tests?;
     if args.is_empty() {
         execute(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+        crate::vm::for_tests()?;
     }
     Ok(())
 }
