@@ -99,9 +99,9 @@ for test in tests/*; do
 	# shellcheck disable=SC2206 # words on purpose
 	words=($words)
 	for word in "${words[@]:-}"; do
-		"$here/$test" --test-threads="$(nproc)" ${leave_out[@]+"${leave_out[@]}"} ${word:+"$word"} >>"$log" 2>&1 </dev/null || fail "$name"
+		"$here/$test" --test-threads="$(nproc)" ${leave_out[@]+"${leave_out[@]}"} ${word:+"$word"} 2>&1 </dev/null |
+			tee -a "$log" || fail "$name"
 	done
-	cat "$log"
 	[ "$out" = /dev/null ] || cp "$log" "$out/"
 done
 # A suite that skips every case of an expected driver says "ok" too.
