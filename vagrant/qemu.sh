@@ -114,6 +114,7 @@ cat >"$work/ram/init" <<-'GUEST'
 	/bin/busybox --install -s /bin
 	mount -t proc proc /proc; mount -t sysfs sys /sys
 	mount -t devtmpfs dev /dev 2>/dev/null; mkdir -p /dev/pts /dev/shm
+	ln -sf /proc/self/fd /dev/fd; ln -sf fd/0 /dev/stdin; ln -sf fd/1 /dev/stdout; ln -sf fd/2 /dev/stderr
 	mount -t devpts devpts /dev/pts 2>/dev/null; mount -t tmpfs shm /dev/shm
 	mount -t tmpfs -o mode=755 run /run
 	for m in /modules/*.ko; do

@@ -14,9 +14,11 @@ PATH=$PATH:/usr/sbin:/sbin
 export LC_ALL=C RUST_BACKTRACE=0
 here=$PWD
 # What the caller's environment says goes before the file.
-while IFS='=' read -r key value; do
-	[ -z "$key" ] || [ -n "${!key:-}" ] || export "$key=$value"
-done < <(cat ./env 2>/dev/null)
+if [ -r ./env ]; then
+	while IFS='=' read -r key value; do
+		[ -z "$key" ] || [ -n "${!key:-}" ] || export "$key=$value"
+	done <./env
+fi
 expected=${EXPECT_DRIVERS-overlay vfs}
 failed=()
 out=/dev/null
