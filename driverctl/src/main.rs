@@ -132,7 +132,7 @@ fn run(cli: &Cli, before: &[String]) -> Result<Outcome> {
     if let Some(outcome) = cli.verb.run_without_store() {
         return outcome;
     }
-    let opened = match settings::open(&cli.global, before, cli.verb.only_looks()) {
+    let opened = match settings::open(&cli.global, before, cli.verb.driver(), cli.verb.only_looks()) {
         Ok(opened) => opened,
         Err(error) => {
             if let Some(outcome) = cli.verb.run_unopened(&error) {

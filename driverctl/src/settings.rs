@@ -43,8 +43,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// Opens the store that the flags and the configuration name. Flags `before` the verb choose a store; those behind it only
-/// override single values of the one that is chosen.
-pub(crate) fn open(global: &Global, before: &[String], only_looks: bool) -> Result<Opened> {
+/// override single values of the one that is chosen. `driver` is the one that the verb names, if it does.
+pub(crate) fn open(global: &Global, before: &[String], driver: Option<&str>, only_looks: bool) -> Result<Opened> {
     let environment = environment();
     let registry = graph_drivers::registry()?;
     let chooses = |flag: &String| ["graph", "run", "storage_driver", "storage_opt"].contains(&flag.as_str());
@@ -76,8 +76,9 @@ pub(crate) fn open(global: &Global, before: &[String], only_looks: bool) -> Resu
     if let Some(run) = &global.run {
         options.run_root = absolute(run)?;
     }
-    if let Some(driver) = &global.storage_driver {
-        options.driver = Some(driver.clone());
+    let named = global.storage_driver.as_deref().or(driver);
+    if let Some(driver) = named {
+        options.driver = Some(driver.to_owned());
     } else if explicit {
         options.driver = environment.get(variable::STORAGE_DRIVER).map(str::to_owned);
     }

@@ -17,7 +17,11 @@ pub(crate) enum ConvertVerb {
 /// What is to be converted to what.
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
-    /// The driver that it is to have: vfs or overlay
+    /// The driver that it has, as with --storage-driver; the graph directory of an old Docker (aufs, without records of ours) is
+    /// taken as it is then
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) from: Option<String>,
+    /// The driver that it is to have: overlay, aufs or vfs
     #[arg(long, value_name = "DRIVER", required = true)]
     pub(crate) to: String,
     /// Remove the old store when the new one is in its place

@@ -123,6 +123,14 @@ impl Verb {
         }
     }
 
+    /// The driver that the verb itself names the store's.
+    pub(crate) fn driver(&self) -> Option<&str> {
+        match self {
+            Self::Convert(convert::ConvertVerb::Convert(words)) => words.from.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Answers for a store that could not be opened, if that is all that the verb was to bring about.
     pub(crate) fn run_unopened(&self, error: &anyhow::Error) -> Option<Result<Outcome>> {
         match self {

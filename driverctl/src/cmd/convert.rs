@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use graph_core::options::canonical;
 use graph_store::{ConvertEvent, ConvertOptions, Error, Store};
 use serde_json::json;
 
@@ -24,7 +25,13 @@ pub(crate) fn convert(store: &Store, words: &Convert) -> Result<Outcome> {
         ConvertEvent::Records => bar.set_message("copying records"),
         _ => {}
     };
-    let options = ConvertOptions { remove_old: words.remove_old, on_event: Some(&on_event) };
+    if let Some(from) = &words.from
+        && canonical(from) != store.driver().name()
+    {
+        bail!("the store has the driver {}, not {}", store.driver().name(), safe(from));
+    }
+    let options =
+        ConvertOptions { remove_old: words.remove_old, adopt: words.from.is_some(), on_event: Some(&on_event) };
     let converted = store.convert(&words.to, &graph_drivers::registry()?, &options);
     bar.finish_and_clear();
     let converted = converted?;

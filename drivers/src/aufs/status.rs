@@ -32,8 +32,8 @@ pub(super) fn metadata(aufs: &Aufs, id: &LayerId) -> Result<BTreeMap<String, Str
     let home = &aufs.home;
     let parents = home.parents(id)?;
     let mut pairs = BTreeMap::from([("Dir".to_owned(), home.diff_path(id).display().to_string())]);
-    if let Some(parent) = parents.first() {
-        pairs.insert("Parent".to_owned(), parent.to_string());
+    pairs.insert("Parent".to_owned(), parents.first().map(ToString::to_string).unwrap_or_default());
+    if !parents.is_empty() {
         let target = home.mount_path(id);
         pairs.insert("MountPoint".to_owned(), target.display().to_string());
         let lowers: Vec<String> = parents.iter().map(|id| home.diff_path(id).display().to_string()).collect();

@@ -24,6 +24,7 @@
 //! All locks of the store are held throughout: other engines wait. Nothing here knows a driver: what is read and written
 //! is what [`Driver`](graph_core::Driver) offers, so that any registered driver can be moved from.
 
+mod adopt;
 mod layers;
 mod switch;
 
@@ -83,13 +84,20 @@ pub enum ConvertEvent<'e> {
 pub struct ConvertOptions<'o> {
     /// Remove the old store when the new one is in its place.
     pub remove_old: bool,
+    /// In a store without a record of any layer, give the driver's layers records first: those of the graph directory of an old
+    /// Docker. They get no names; their diff IDs come from Docker's records, where those are. The records stay, whatever becomes of
+    /// the conversion.
+    pub adopt: bool,
     /// Told what is being done, from whatever thread.
     pub on_event: Option<&'o (dyn Fn(ConvertEvent<'_>) + Sync)>,
 }
 
 impl std::fmt::Debug for ConvertOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConvertOptions").field("remove_old", &self.remove_old).finish_non_exhaustive()
+        f.debug_struct("ConvertOptions")
+            .field("remove_old", &self.remove_old)
+            .field("adopt", &self.adopt)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,13 +170,16 @@ impl Store {
         switch::check_free(&root, to)?;
 
         let _storage = wait_for(&self.graph_lock, &self.options)?;
-        let layers = self.layers.records.write()?;
+        let mut layers = self.layers.records.write()?;
         let mounts = self.mounts.write()?;
         let images = self.images.records.write()?;
         let containers = self.containers.records.write()?;
         self.refuse_use(mounts.table(), containers.table())?;
         // Anew: what was opened below a mount of the home that is gone cannot be mounted.
         let old = registry.select(&select_request(&self.options))?.driver;
+        if options.adopt {
+            self.adopt(&*old, &mut layers, &root)?;
+        }
         self.refuse_foreign_layers(&*old, layers.table(), images.table())?;
 
         let staging = root.make_dir(&switch::staging_name(to))?;
