@@ -149,7 +149,7 @@ fn set_attributes(file: impl AsFd, metadata: &Metadata, mappings: &IdMappings, p
     fs::futimens(&file, &stated_times(metadata)).map_err(failed("set times of"))
 }
 
-fn stated_times(metadata: &Metadata) -> Timestamps {
+pub(crate) fn stated_times(metadata: &Metadata) -> Timestamps {
     let time = |time: crate::entry::Timestamp| Timespec {
         tv_sec: time.seconds,
         tv_nsec: i64::from(time.nanoseconds.min(999_999_999)),
@@ -231,12 +231,12 @@ fn place(root: &RootDir, staging: impl AsFd, file: &str, path: &[u8], times: Opt
 }
 
 /// By a descriptor that only stands for the directory times cannot be set.
-fn reopen(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(crate) fn reopen(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     fs::openat(directory, c".", flags, Mode::empty())
 }
 
-fn times_of(directory: &OwnedFd) -> Result<Timestamps, Errno> {
+pub(crate) fn times_of(directory: &OwnedFd) -> Result<Timestamps, Errno> {
     let stat = fs::fstat(directory)?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
     Ok(Timestamps {

@@ -154,3 +154,34 @@ fn root_without_a_source_repair_removes_as_check_does() {
         assert_eq!(store.ok(&["check"]), "");
     });
 }
+
+#[test]
+fn root_owners_modes_times_and_attributes_come_back_and_what_was_added_goes() {
+    each("root_owners_modes_times_and_attributes_come_back_and_what_was_added_goes", |store| {
+        let (tar, layers, image) = image(&store);
+        let trees = || -> Vec<String> { layers.iter().map(|layer| facts(&files(&store, layer))).collect() };
+        let whole = trees();
+        let damage = "chmod u-s bin/program; chown 7:8 etc/untouched; chmod 777 etc; setfattr -x user.k etc/deep/key; \
+                      setfattr -n user.more -v v empty; mkdir -p more/below; echo x >more/below/x; echo x >etc/deep/extra; \
+                      ln -s /etc/passwd bin/link; touch -d 1999-01-01 empty";
+        run(Command::new("sh").args(["-ec", damage]).current_dir(files(&store, &layers[0])));
+        run(Command::new("sh").args(["-ec", "chmod 600 etc/top"]).current_dir(files(&store, &layers[1])));
+        assert_eq!(store.command(&["check", &image]).output().unwrap().status.code(), Some(1));
+        let said = store.ok(&["repair", "--from", tar.to_str().unwrap()]);
+        for (layer, text) in [
+            (0, "restored \"bin/program\""),
+            (0, "restored \"etc/untouched\""),
+            (0, "restored \"etc/deep/key\""),
+            (0, "restored \"empty\""),
+            (0, "removed \"more\""),
+            (0, "removed \"etc/deep/extra\""),
+            (0, "removed \"bin/link\""),
+            (1, "restored \"etc/top\""),
+        ] {
+            assert!(said.contains(&format!("{}: {text}\n", layers[layer])), "{text}: {said}");
+        }
+        assert_eq!(trees(), whole, "{said}");
+        assert_eq!(store.ok(&["check"]), "");
+        assert_eq!(store.ok(&["repair", "--from", tar.to_str().unwrap()]), "", "nothing more to do");
+    });
+}

@@ -12,7 +12,8 @@ use graph_archive::compress::Decompressor;
 use graph_archive::digest::{Digest, Hashing};
 use graph_archive::limits::Limits;
 use graph_archive::restore;
-use graph_archive::split::damaged;
+use graph_archive::split::{Assembled, damaged};
+use graph_archive::verify::{CompareOptions, Difference, ExpectedTree, members};
 use graph_core::LayerId;
 use graph_core::fsutil;
 use graph_core::tempdir::{TempDir, TempDirRoot};
@@ -27,6 +28,8 @@ use crate::store::{Store, Stored};
 pub struct Restored {
     /// The files' names in the archive (lossy).
     pub files: Vec<String>,
+    /// Paths of what was taken away since no archive states it (lossy), directories with all that was in them.
+    pub removed: Vec<String>,
     /// Layers that are mounted and have this one in their chain. Who has a damaged file open, or has looked at it in such a
     /// mount, may go on seeing the old content until that is unmounted.
     pub mounted: Vec<String>,
@@ -112,7 +115,63 @@ impl Store {
         temporary.finish()?;
         self.verify_restored(&layer, expected)?;
         Ok(Restored {
+            removed: Vec::new(),
             files: staged.iter().map(|file| String::from_utf8_lossy(&file.path).into_owned()).collect(),
+            mounted: self.mounted_upon(&layer.id)?,
+        })
+    }
+
+    /// Gives what lies in a layer's own files the owners, modes, times and attributes back that the layer's archive states, and
+    /// takes away what no archive states. That needs no blob: tar-split has all of it. Nothing is done to a layer that has no tar-split,
+    /// or is on one that has none.
+    ///
+    /// # Errors
+    /// [`Error::LayerNotKnown`], [`Error::ReadOnlyStore`]. [`Error::StillDamaged`] when the archive of the layer or of one below it
+    /// is not what it was: nothing was changed then. I/O: what was put right before stays so.
+    pub fn restore_attributes(&self, layer: &str) -> Result<Restored> {
+        let layer = self.layer(layer)?;
+        self.writable(&layer, || format!("layer {}", layer.id))?;
+        let options = CompareOptions { mappings: layer.mappings(), at_most: 0, ..self.compare_options() };
+        let id = LayerId::new(layer.id.clone())?;
+        let mut chain = self.layer_tables()?.chain(&layer.id);
+        chain.reverse();
+        if options.ignore_modes || chain.first().is_none_or(|base| !base.parent.is_empty()) {
+            return Ok(Restored::default());
+        }
+        let archive = |source| Error::Archive { id: layer.id.clone(), source };
+        let compare = |tree: &ExpectedTree| -> Result<Vec<Difference>> {
+            tree.compare(self.driver().peek(&id)?.as_fd(), &options).map_err(archive)
+        };
+        let mut tree = ExpectedTree::default();
+        for below in &chain {
+            if self.tar_split(below)?.is_none() {
+                return Ok(Restored::default());
+            }
+            tree.apply(&members(Assembled::headers(self.records_of(below)?), &Limits::NONE).map_err(archive)?);
+        }
+        if compare(&tree)?.is_empty() {
+            return Ok(Restored::default());
+        }
+        // Before anything is believed, the digests tell whether the archives are what they were.
+        for below in &chain {
+            let invalid = |_| Error::InvalidDigest { digest: below.diff_digest.clone() };
+            self.verify_restored(below, below.diff_digest.parse().map_err(invalid)?)?;
+        }
+        let content = self.driver().content_directory(&id)?;
+        let amended = {
+            let layers = self.layers.records.write()?;
+            let now = layers.table().by_id(&layer.id);
+            if now.is_none_or(|now| now.diff_digest != layer.diff_digest || now.is_incomplete()) {
+                return Err(Error::LayerChanged { id: layer.id.clone() });
+            }
+            let amended = tree.amend(&content, &compare(&tree)?, &options).map_err(archive)?;
+            graph_sys::sync::syncfs(&content).map_err(|error| Error::io("flush", layer.id.as_str(), error))?;
+            amended
+        };
+        let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
+        Ok(Restored {
+            files: amended.restored.iter().map(text).collect(),
+            removed: amended.removed.iter().map(text).collect(),
             mounted: self.mounted_upon(&layer.id)?,
         })
     }

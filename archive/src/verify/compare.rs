@@ -248,11 +248,7 @@ impl Comparison<'_> {
     fn attributes(&self, descent: &Descent, name: &[u8], entry: &Entry, differences: &mut Vec<String>) -> Result<()> {
         let failed = |error| Error::io("read attributes of", join(descent.path(), name), error);
         let directory = descent.directory()?;
-        let carried = |attribute: &[u8]| attribute == b"security.capability" || attribute.starts_with(b"user.");
-        let private = |attribute: &[u8]| {
-            attribute.starts_with(b"user.overlay.") || attribute.starts_with(b"user.containers.override_stat")
-        };
-        for (attribute, value) in entry.metadata.xattrs.iter().filter(|(a, _)| carried(a) && !private(a)) {
+        for (attribute, value) in entry.metadata.xattrs.iter().filter(|(attribute, _)| carried(attribute)) {
             let found = match xattr::get_at(directory, name, attribute) {
                 // The file system has none; they were left out with a notice.
                 Err(Errno::OPNOTSUPP) => continue,
@@ -273,7 +269,7 @@ impl Comparison<'_> {
             Err(Errno::TOOBIG | Errno::OPNOTSUPP) => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        for attribute in names.iter().filter(|attribute| carried(attribute) && !private(attribute)) {
+        for attribute in names.iter().filter(|attribute| carried(attribute)) {
             if entry.metadata.xattrs.iter().all(|(stated, _)| stated != attribute) {
                 differences.push(format!("xattr {}:extra", String::from_utf8_lossy(attribute)));
             }
@@ -286,7 +282,13 @@ fn is_device(kind: EntryKind) -> bool {
     matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. })
 }
 
-fn file_type(kind: EntryKind) -> FileType {
+/// Whether layers carry the attribute; the drivers' own they do not.
+pub(super) fn carried(attribute: &[u8]) -> bool {
+    let private = attribute.starts_with(b"user.overlay.") || attribute.starts_with(b"user.containers.override_stat");
+    attribute == b"security.capability" || attribute.starts_with(b"user.") && !private
+}
+
+pub(super) fn file_type(kind: EntryKind) -> FileType {
     match kind {
         EntryKind::File | EntryKind::HardLink => FileType::RegularFile,
         EntryKind::Symlink => FileType::Symlink,

@@ -1,18 +1,20 @@
 //! Whether a tree on disk is what a stack of archives says.
 //!
 //! [`members`] reads what an archive states, [`ExpectedTree`] puts the statements of a layer and of all layers below it
-//! together, [`ExpectedTree::compare`] walks the tree on disk along with it. Contents are not compared: tar-split's
+//! together, [`ExpectedTree::compare`] walks the tree on disk along with it, [`ExpectedTree::amend`] puts right what it can. Contents are not compared: tar-split's
 //! checksums and the archive's digest tell more about those ([`crate::split::Assembled`]).
 //!
 //! Only what is stated counts. Directories that a layer has files in without stating them itself have attributes that
 //! makers of layers disagree on; where a layer's path leads through a symbolic link, they disagree on the place. Of
 //! neither anything is expected.
 
+mod amend;
 mod compare;
 mod expected;
 
 use std::io::{self, Read};
 
+pub use amend::Amended;
 pub use compare::{CompareOptions, Difference, DifferenceKind};
 pub use expected::ExpectedTree;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use graph_oci::{Reference, SourceImage, Transport};
-use graph_store::{Layer, Store, Stored};
+use graph_store::{Layer, Restored, Store, Stored};
 
 use super::{Outcome, chain};
 use crate::{output, progress};
@@ -79,11 +79,10 @@ pub(crate) fn restore(store: &Store, only: Option<&str>, from: &str, json: bool)
         None => store.layers()?,
     };
     let mut source: Option<Source> = None;
-    let mut restored: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut restored: BTreeMap<String, Restored> = BTreeMap::new();
     let mut outcome = Outcome::Done;
     for layer in layers.iter().filter(|layer| !layer.is_read_only() && !layer.diff_digest.is_empty()) {
         let files = match store.damaged_files(&layer.id) {
-            Ok(files) if files.is_empty() => continue,
             Ok(files) => files,
             Err(error) => {
                 output::complain(&chain(error));
@@ -91,20 +90,33 @@ pub(crate) fn restore(store: &Store, only: Option<&str>, from: &str, json: bool)
                 continue;
             }
         };
-        let source = match &mut source {
-            Some(source) => source,
-            none => none.insert(Source::open(from)?),
-        };
-        let Some(blob) = source.blob(layer)? else {
-            let count = files.len();
-            output::complain(&format!("layer {}: {count} damaged files, and {from} has no blob of it", layer.id));
-            outcome = Outcome::Failed;
-            continue;
-        };
-        let bar = progress::bytes("restoring", u64::try_from(layer.compressed_size).ok());
-        let result = store.restore_layer(&layer.id, &mut bar.wrap_read(blob));
-        bar.finish_and_clear();
+        let mut result = Ok(Restored::default());
+        if !files.is_empty() {
+            let source = match &mut source {
+                Some(source) => source,
+                none => none.insert(Source::open(from)?),
+            };
+            let Some(blob) = source.blob(layer)? else {
+                let count = files.len();
+                output::complain(&format!("layer {}: {count} damaged files, and {from} has no blob of it", layer.id));
+                outcome = Outcome::Failed;
+                continue;
+            };
+            let bar = progress::bytes("restoring", u64::try_from(layer.compressed_size).ok());
+            result = store.restore_layer(&layer.id, &mut bar.wrap_read(blob));
+            bar.finish_and_clear();
+        }
+        // The rest when the contents are what they were.
+        let result = result.and_then(|contents| {
+            let mut done = store.restore_attributes(&layer.id)?;
+            done.files.splice(0..0, contents.files);
+            if done.mounted.is_empty() {
+                done.mounted = contents.mounted;
+            }
+            Ok(done)
+        });
         match result {
+            Ok(done) if done.files.is_empty() && done.removed.is_empty() => {}
             Ok(done) => {
                 for mounted in &done.mounted {
                     output::complain(&format!(
@@ -113,7 +125,7 @@ pub(crate) fn restore(store: &Store, only: Option<&str>, from: &str, json: bool)
                         layer.id
                     ));
                 }
-                restored.insert(layer.id.clone(), done.files);
+                restored.insert(layer.id.clone(), done);
             }
             Err(error) => {
                 output::complain(&chain(error));
@@ -122,11 +134,14 @@ pub(crate) fn restore(store: &Store, only: Option<&str>, from: &str, json: bool)
         }
     }
     if json {
-        output::json(&restored)?;
+        let paths = |done: &Restored| -> Vec<String> { done.files.iter().chain(&done.removed).cloned().collect() };
+        output::json(&restored.iter().map(|(layer, done)| (layer, paths(done))).collect::<BTreeMap<_, _>>())?;
     } else {
-        for (layer, files) in &restored {
-            for file in files {
-                output::line(&format!("{layer}: restored {}", output::quoted(file.as_bytes())))?;
+        for (layer, done) in &restored {
+            for (what, paths) in [("restored", &done.files), ("removed", &done.removed)] {
+                for path in paths {
+                    output::line(&format!("{layer}: {what} {}", output::quoted(path.as_bytes())))?;
+                }
             }
         }
     }
