@@ -10,11 +10,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+mod store;
+
 const HELP: &str = "\
 graph-benches [--data DIR] [--rounds N] [--sets base,small,big] [--json FILE]
 
-Imports each layer into a fresh store with driverctl, the packaged containers-storage and umoci. Needs root (a loop-mounted
-ext4 in memory) and the data of `cargo xtask perfdata`.
+graph-benches --store 5,5000 [--rounds N]
+
+The second form measures what operations cost in stores of so many layers, and how many of them eight processes do in a
+second, with driverctl and the packaged containers-storage. The first one imports each layer into a fresh store with
+driverctl, the packaged containers-storage and umoci, from the data of `cargo xtask perfdata`. Both need root (a loop-mounted
+ext4 in memory).
 ";
 
 /// Set in the process that already has a mount namespace of its own.
@@ -26,15 +32,26 @@ fn say(text: &str) {
 }
 
 fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = words.split_first()
+        && first == store::MEASURED
+    {
+        return store::measured(rest);
+    }
     let mut data = PathBuf::from("target/perfdata");
     let mut rounds = 3_usize;
     let mut sets = vec!["base".to_owned(), "small".to_owned(), "big".to_owned()];
     let mut json = None;
+    let mut sizes: Vec<usize> = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--data" => data = value()?.into(),
+            "--store" => {
+                let size = |size: &str| size.parse().context("--store takes whole numbers");
+                sizes = value()?.split(',').map(size).collect::<Result<_>>()?;
+            }
             "--rounds" => rounds = value()?.parse().context("--rounds takes a whole number")?,
             "--sets" => sets = value()?.split(',').map(str::to_owned).collect(),
             "--json" => json = Some(PathBuf::from(value()?)),
@@ -57,6 +74,9 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::mount()?;
+    if !sizes.is_empty() {
+        return store::measure(&scratch.dir, &sizes, rounds);
+    }
     let results = measure(&scratch.dir, &data, &sets, rounds)?;
     report(&results);
     if let Some(path) = json {

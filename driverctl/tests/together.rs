@@ -170,3 +170,66 @@ fn root_eight_processes_make_mount_unmount_and_delete_fifty_times() {
         assert_eq!(count, usize::from(dir.ends_with("/l")), "{dir}");
     }
 }
+
+/// Whether everything that was put aside for deletion is gone.
+fn nothing_aside(store: &TestStore) -> bool {
+    ["overlay/tempdirs", "vfs/tempdirs", "overlay-layers/tmp", "vfs-layers/tmp"]
+        .iter()
+        .all(|dir| fs::read_dir(store.path("root").join(dir)).map_or(0, Iterator::count) == 0)
+}
+
+/// The files of what is deleted go without a lock: however long that takes, others go on.
+#[test]
+fn root_nobody_waits_for_a_stalled_deletion() {
+    let name = "root_nobody_waits_for_a_stalled_deletion";
+    if !in_own_mount_namespace(name) || !have("strace", name) {
+        return;
+    }
+    for driver in ["overlay", "vfs"] {
+        for object in ["layer", "image", "container"] {
+            let store = TestStore::new(driver);
+            store.in_memory();
+            let tar = store.path("layer.tar");
+            many_files_tar(&tar, 20, 10);
+            let tar = tar.display().to_string();
+            store.ok(&["import-layer", "--id", "base", "--file", &tar]);
+            store.ok(&["import-layer", "--id", "victim", "--file", &tar]);
+            let verb = format!("delete-{object}");
+            let victim = if object == "layer" { "victim" } else { "object" };
+            if object != "layer" {
+                store.ok(&["create-image", "--name", "object", "victim"]);
+            }
+            if object == "container" {
+                store.ok(&["create-container", "--name", "box", "object"]);
+                let merged = store.ok(&["mount", "box"]);
+                run(Command::new("cp")
+                    .args(["-a", &format!("{}/node_modules", merged.trim())])
+                    .arg(format!("{}/copy", merged.trim())));
+                store.ok(&["unmount", "box"]);
+            }
+            let victim = if object == "container" { "box" } else { victim };
+            let what = format!("{driver}: {verb}");
+            // Each of more than 200 files takes two seconds to remove.
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=unlinkat", "-e", "signal=none"]);
+            command.args(["-e", "inject=unlinkat:delay_enter=2000000", support::DRIVERCTL]);
+            command.args(store.global()).args([verb.as_str(), victim]);
+            let mut slow = command.stdout(Stdio::null()).spawn().unwrap();
+            let began = Instant::now();
+            while !store.command(&["exists", victim]).output().unwrap().status.code().is_some_and(|code| code != 0) {
+                assert!(began.elapsed() < Duration::from_secs(60), "{what} has not begun");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            others_go_on(&store, &what);
+            assert!(slow.try_wait().unwrap().is_none() && !nothing_aside(&store), "{what} was not slow at all");
+            // Without strace it is as fast as ever.
+            slow.kill().unwrap();
+            slow.wait().unwrap();
+            while !nothing_aside(&store) {
+                assert!(began.elapsed() < Duration::from_secs(120), "{what} does not end");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            store.ok(&["check"]);
+        }
+    }
+}
