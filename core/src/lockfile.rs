@@ -444,6 +444,11 @@ impl OwnerLock {
         Ok((fs::fstat(&file)?.st_nlink > 0).then_some(Self { file }))
     }
 
+    /// The file itself, at its end as a rule.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Removes the file while it is still locked, then lets go.
     pub(crate) fn remove(self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         let result = match fs::unlinkat(dir, name, graph_sys::fs::AtFlags::empty()) {

@@ -33,10 +33,12 @@ use crate::fsutil;
 use crate::lockfile::OwnerLock;
 
 mod claim;
+mod note;
 #[cfg(test)]
 mod tests;
 
 pub use claim::Claim;
+pub use note::{FoundNote, Note};
 
 const LOCK_PREFIX: &str = "lock-";
 const DIRECTORY_PREFIX: &str = "temp-dir-";

@@ -168,6 +168,8 @@ fn root_gc_without_the_image_store_keeps_the_data_of_its_layers() {
             assert!(data.join(format!("{layer}.tar-split.gz")).exists());
             assert_eq!(fs::read_dir(data.join(layer)).unwrap().count(), 1);
         }
+        let to = if driver == "vfs" { "overlay" } else { "vfs" };
+        assert!(store.fails(&["convert", "--remove-old", "--to", to]).contains("with a separate image store"));
         assert_eq!(store.ok(&in_store(&images, &["check"])), "");
         store.ok(&in_store(&images, &["layer", &writable]));
     });
@@ -185,6 +187,8 @@ fn root_gc_and_check_spare_layers_of_transient_containers() {
             assert_eq!(store.ok(&[mode, "gc"]), "");
             assert_eq!(store.ok(&[mode, "check", "-r"]), "");
         }
+        let to = if store.driver == "vfs" { "overlay" } else { "vfs" };
+        assert!(store.fails(&["convert", "--to", to]).contains("transient containers"));
         store.ok(&["--transient-store", "mount", &transient]);
         store.ok(&["--transient-store", "unmount", &transient]);
         store.ok(&["mount", volatile.trim()]);

@@ -34,6 +34,18 @@ fn root_peer_images_go_through_every_transport_and_stay_the_same() {
         if transport.ends_with("archive") {
             let loaded = reader.podman(&["load", "-q", "-i", &file(transport)]);
             assert!(loaded.contains("Loaded image"), "{transport}: {loaded}");
+            // The same through a pipe, and into a file that is open already.
+            let expected = std::fs::read(file(transport)).unwrap();
+            for target in ["-", "/dev/stdout"] {
+                let out =
+                    store.command(&["save", "localhost/app:1", &format!("{transport}:{target}")]).output().unwrap();
+                assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+                assert!(out.stdout == expected, "{transport}: {} bytes, not {}", out.stdout.len(), expected.len());
+            }
+            let redirected = std::fs::File::create(file("redirected")).unwrap();
+            let words = ["save", "localhost/app:1", &format!("{transport}:-")];
+            assert!(store.command(&words).stdout(redirected).status().unwrap().success());
+            assert!(std::fs::read(file("redirected")).unwrap() == expected);
         }
         // And we take it, with the same ids of all layers.
         let ours = TestStore::new("vfs");

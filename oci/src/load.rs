@@ -1,10 +1,11 @@
 //! Images from files into a store.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use graph_archive::digest::Digest;
-use graph_store::{CreateImage, CreateLayer, Expected, Image, Store, Stored};
+use graph_store::{CreateImage, CreateLayer, Expected, Image, PendingLoad, Store, Stored};
 
 use crate::error::{Error, Result};
 use crate::image::{SourceImage, SourceLayer};
@@ -72,16 +73,18 @@ pub fn layer_ids<'d>(diff_ids: impl IntoIterator<Item = &'d Digest>) -> Vec<Stri
 /// Those of reading the source; those of the store, digest mismatches among them. Layers imported by the failed call are
 /// deleted again, unless somebody else builds on them by then.
 ///
-/// A killed process leaves the layers that were complete; loading the image again takes them as they are. There is no
-/// image until all of it is there. What else it left, the next [`Store::open`] removes.
+/// A killed process leaves the layers that were complete; loading the image again takes them as they are, and
+/// [`Store::collect_garbage`] removes them. There is no image until all of it is there. What else it left, the next
+/// [`Store::open`] removes.
 pub fn load(store: &Store, source: &SourceImage, names: &[String], on_event: &OnEvent<'_>) -> Result<Loaded> {
+    let pending = Arc::new(store.begin_load()?);
     let mut made: Vec<String> = Vec::new();
-    let mut layers = load_layers(store, source, &mut made, on_event);
+    let mut layers = load_layers(store, source, &pending, &mut made, on_event);
     for _ in 0..RETRIES {
         match &layers {
             // Somebody else made it and failed later, and took it away before anything was on it.
             Err(Error::Store(error)) if error.kind() == graph_store::ErrorKind::LayerNotKnown => {
-                layers = load_layers(store, source, &mut made, on_event);
+                layers = load_layers(store, source, &pending, &mut made, on_event);
             }
             _ => break,
         }
@@ -98,12 +101,17 @@ pub fn load(store: &Store, source: &SourceImage, names: &[String], on_event: &On
             }
         }
     }
+    drop(pending);
+    if result.is_ok() {
+        store.forget_completed_loads();
+    }
     result
 }
 
 fn load_layers(
     store: &Store,
     source: &SourceImage,
+    pending: &Arc<PendingLoad>,
     made: &mut Vec<String>,
     on_event: &OnEvent<'_>,
 ) -> Result<(Option<String>, usize, Vec<String>)> {
@@ -114,6 +122,7 @@ fn load_layers(
     let count = source.layers.len();
     for (index, (layer, id)) in source.layers.iter().zip(ids).enumerate() {
         let diff_id = &layer.diff_id;
+        pending.uses(&id)?;
         if has(store, &id)? {
             on_event(Event::Layer { diff_id, index, count, bytes: 0 });
             on_event(Event::Reused);
@@ -121,7 +130,13 @@ fn load_layers(
         } else {
             let (reader, bytes) = source.open_layer(layer)?;
             on_event(Event::Layer { diff_id, index, count, bytes });
-            match import(store, layer, &id, parent.as_deref(), reader, on_event) {
+            let options = CreateLayer {
+                id: Some(id.clone()),
+                parent: parent.clone(),
+                load: Some(Arc::clone(pending)),
+                ..CreateLayer::default()
+            };
+            match import(store, layer, &options, reader, on_event) {
                 Ok(found) => {
                     made.push(id.clone());
                     notices.extend(found);
@@ -150,19 +165,17 @@ fn has(store: &Store, id: &str) -> Result<bool> {
 fn import(
     store: &Store,
     layer: &SourceLayer,
-    id: &str,
-    parent: Option<&str>,
+    options: &CreateLayer,
     reader: Box<dyn Read + Send>,
     on_event: &OnEvent<'_>,
 ) -> Result<Vec<String>> {
-    let options = CreateLayer { id: Some(id.to_owned()), parent: parent.map(str::to_owned), ..CreateLayer::default() };
     let expected = Expected {
         compressed_digest: layer.blob.as_ref().map(ToString::to_string),
         diff_digest: Some(layer.diff_id.to_string()),
         ..Expected::default()
     };
     let mut counted = Counted { inner: reader, done: AtomicU64::new(0), on_event };
-    Ok(store.import_layer(&options, &expected, &mut counted)?.report.notices)
+    Ok(store.import_layer(options, &expected, &mut counted)?.report.notices)
 }
 
 struct Counted<'p> {

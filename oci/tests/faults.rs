@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use graph_archive::digest::Digest;
 use graph_oci::{Event, Reference, SourceImage};
-use graph_store::{CreateImage, Store};
+use graph_store::{CreateImage, GarbageKind, Store};
 use graph_sys::fault::{self, Action, ChildEnd};
 use graph_sys::io::Errno;
 use support::{DRIVERS, Layout, Place, isolated, layers, load, named, run};
@@ -263,10 +263,27 @@ fn a_killed_load_leaves_whole_layers_at_most_and_the_next_takes_them() {
                 assert_eq!(store.images().unwrap().len(), if image.id == "e".repeat(64) { 1 } else { 2 });
                 let kept = store.layers().unwrap().len();
                 most = most.max(kept);
+                // With nothing on them they are left-overs: garbage at once, or the next load's.
+                let garbage: Vec<_> = store.collect_garbage(true).unwrap();
+                if image.id == "e".repeat(64) {
+                    assert_eq!(garbage.len(), kept, "{driver} {point} {hit}");
+                    assert!(garbage.iter().all(|one| one.kind == GarbageKind::KilledLoad));
+                } else {
+                    assert_eq!(garbage.len(), 0);
+                }
+                if hit % 2 == 0 {
+                    let removed = store.collect_garbage(false).unwrap();
+                    assert!(removed.iter().all(|one| one.error.is_none()), "{removed:?}");
+                    assert_eq!(store.layers().unwrap().len(), kept - removed.len());
+                    place.assert_sound(&store);
+                }
+                let kept = store.layers().unwrap().len();
                 let loaded = load_named(&store, &layout).unwrap();
                 assert_eq!((loaded.reused, loaded.imported), (kept, 3 - kept), "{driver} {point} {hit}");
                 assert_eq!(store.image("localhost/app:1").unwrap().id, loaded.image.id);
                 place.assert_sound(&store);
+                assert_eq!(place.names_in(&format!("{driver}-layers/tmp")), [] as [&str; 0]);
+                assert_eq!(store.collect_garbage(true).unwrap().len(), 0);
             }
         }
         assert_eq!(most, 3);

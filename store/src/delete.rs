@@ -70,7 +70,7 @@ impl Store {
         self.delete_unused(self.layers.records.write()?, ids.to_vec())
     }
 
-    fn delete_unused(&self, mut layers: Writing<'_, Layer>, ids: Vec<String>) -> Result<()> {
+    pub(crate) fn delete_unused(&self, mut layers: Writing<'_, Layer>, ids: Vec<String>) -> Result<()> {
         for id in &ids {
             let is_child = |other: &&Arc<Layer>| !ids.contains(&other.id);
             if let Some(child) = layers.table().with(Key::Uses, id).into_iter().find(is_child) {

@@ -3,7 +3,7 @@
 //! What a killed process leaves is removed by the next open already ([`crate::StoreOptions::leave_left_overs`] leaves it). What
 //! is found here beyond that comes from elsewhere: records that were edited or lost, engines that clean up less.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use graph_archive::walk::Descent;
@@ -13,7 +13,7 @@ use graph_sys::getdents::DirBuffer;
 
 use crate::dirs::Dir;
 use crate::error::{Error, Result, fault};
-use crate::recovery::TEMPORARY;
+use crate::records::Layer;
 use crate::store::{Part, Store};
 use crate::table::{Record, Table};
 
@@ -25,6 +25,8 @@ const VOLATILE_LAYERS: &str = "volatile-layers.json";
 pub enum GarbageKind {
     /// A layer whose making or deleting was interrupted.
     IncompleteLayer,
+    /// A layer that a killed load made, with nothing on it.
+    KilledLoad,
     /// A layer of the driver that no record knows.
     UnknownLayer,
     /// Files beside the records of a layer that no record knows.
@@ -43,6 +45,7 @@ impl GarbageKind {
     pub fn words(self) -> &'static str {
         match self {
             Self::IncompleteLayer => "incomplete layer",
+            Self::KilledLoad => "layer of a load that was killed",
             Self::UnknownLayer => "layer that no record knows",
             Self::LayerData => "data of a layer that no record knows",
             Self::ImageData => "data of an image that no record knows",
@@ -90,6 +93,7 @@ impl Store {
             data(part, images.table(), GarbageKind::ImageData, elsewhere, dry_run, &mut found)?;
         }
         fault("gc.images")?;
+        self.load_garbage(dry_run, &mut found)?;
         self.layer_garbage(dry_run, &mut found)?;
         found.sort_by(|a, b| (a.kind, &a.place).cmp(&(b.kind, &b.place)));
         Ok(found)
@@ -99,7 +103,7 @@ impl Store {
         let layers = self.layers.records.write()?;
         let table = layers.table();
         for layer in table.iter().filter(|layer| layer.is_incomplete()) {
-            let bytes = LayerId::new(layer.id.clone()).map_or(0, |id| self.layer_bytes(&id));
+            let bytes = self.layer_bytes(&layer.id);
             found.push(Garbage {
                 kind: GarbageKind::IncompleteLayer,
                 place: layer.id.clone().into(),
@@ -114,15 +118,14 @@ impl Store {
         let elsewhere = self.layers_recorded_elsewhere()?;
         let unknown: Vec<LayerId> = known
             .into_iter()
-            .filter(|id| table.by_id(id.as_str()).is_none() && !elsewhere.contains(id.as_str()))
+            .filter(|id| table.by_id(id.as_str()).is_none() && !elsewhere.contains_key(id.as_str()))
             .collect();
         // Data go before their layer: as long as the driver has it, they are known for left-overs.
-        let own = ["layers.json", "layers.lock", VOLATILE_LAYERS, TEMPORARY];
         let dir = &*self.layers.dir;
         let mut keep = HashSet::new();
-        for name in names(dir)?.into_iter().filter(|name| !own.contains(&name.as_str())) {
-            let owner = name.strip_suffix(".tar-split.gz").unwrap_or(&name);
-            if !is_usual(owner) || table.by_id(owner).is_some() || elsewhere.contains(owner) {
+        for name in self.data_of_unknown_layers(table)? {
+            let owner = owner_of(&name);
+            if elsewhere.contains_key(owner) {
                 continue;
             }
             if !unknown.iter().any(|id| id.as_str() == owner) {
@@ -139,7 +142,7 @@ impl Store {
         }
         let mut removals = Vec::new();
         for id in unknown.into_iter().filter(|id| !keep.contains(id.as_str())) {
-            let bytes = self.layer_bytes(&id);
+            let bytes = self.layer_bytes(id.as_str());
             let mut error = None;
             if !dry_run {
                 match self.driver.deferred_remove(&id) {
@@ -183,12 +186,22 @@ impl Store {
         Ok(())
     }
 
-    /// Ids of the volatile layers that are recorded in the other of the two places for that: the run root's where the store is
+    /// Names of the tar-split files and directories of big data of layers that are not in the table.
+    pub(crate) fn data_of_unknown_layers(&self, table: &Table<Layer>) -> Result<Vec<String>> {
+        let mut names = names(&self.layers.dir)?;
+        names.retain(|name| is_usual(owner_of(name)) && table.by_id(owner_of(name)).is_none());
+        names.sort();
+        Ok(names)
+    }
+
+    /// The volatile layers, and the parent of each, that are recorded in the other of the two places for that: the run root's where the store is
     /// not open as a transient one, else the graph root's.
-    pub(crate) fn layers_recorded_elsewhere(&self) -> Result<HashSet<String>> {
+    pub(crate) fn layers_recorded_elsewhere(&self) -> Result<HashMap<String, String>> {
         #[derive(serde::Deserialize)]
         struct Row {
             id: String,
+            #[serde(default)]
+            parent: String,
         }
         let run_layers;
         let dir = if self.options.transient {
@@ -197,23 +210,28 @@ impl Store {
             let path = self.options.run_root.join(format!("{}-layers", self.driver.name()));
             run_layers = match Dir::open(&path)? {
                 Some(dir) => dir,
-                None => return Ok(HashSet::new()),
+                None => return Ok(HashMap::new()),
             };
             &run_layers
         };
         let text = match dir.read(VOLATILE_LAYERS)? {
             Some(text) if !text.is_empty() => text,
-            _ => return Ok(HashSet::new()),
+            _ => return Ok(HashMap::new()),
         };
         let path = dir.path().join(VOLATILE_LAYERS);
         let rows: Vec<Row> =
             serde_json::from_slice(&text).map_err(|e| Error::io("read records", path, std::io::Error::other(e)))?;
-        Ok(rows.into_iter().map(|row| row.id).collect())
+        Ok(rows.into_iter().map(|row| (row.id, row.parent)).collect())
     }
 
-    fn layer_bytes(&self, id: &LayerId) -> u64 {
-        self.driver.read_write_disk_usage(id).map_or(0, |usage| usage.size)
+    pub(crate) fn layer_bytes(&self, id: &str) -> u64 {
+        LayerId::new(id).map_or(0, |id| self.driver.read_write_disk_usage(&id).map_or(0, |usage| usage.size))
     }
+}
+
+/// The layer that a name beside the layers' records is for.
+fn owner_of(name: &str) -> &str {
+    name.strip_suffix(".tar-split.gz").unwrap_or(name)
 }
 
 /// Directories of data that no record has.

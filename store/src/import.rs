@@ -279,7 +279,7 @@ impl Store {
         Ok((split, GzipPacker::new(file, scratch)))
     }
 
-    fn temporary_root(&self) -> Result<TempDirRoot> {
+    pub(crate) fn temporary_root(&self) -> Result<TempDirRoot> {
         Ok(TempDirRoot::create(self.layers.dir.path().join(TEMPORARY))?)
     }
 

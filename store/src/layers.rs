@@ -358,6 +358,9 @@ impl Store {
             }
         }
         fill(&mut record);
+        if let Some(load) = &options.load {
+            load.makes(&record.id, &record.created)?;
+        }
         layers.change().insert(record, plan.file);
         let durability = self.durability(plan.file);
         let owner = Owner { kind: "layer", id: plan.id.as_str() };

@@ -89,6 +89,7 @@ mod names;
 mod options;
 mod parent_owners;
 mod parts;
+mod pending;
 pub mod records;
 mod recovery;
 mod refill;
@@ -113,6 +114,7 @@ pub use options::{
     OnLockWait, StoreOptions,
 };
 pub use parent_owners::ParentOwners;
+pub use pending::PendingLoad;
 pub use records::{Container, Image, Layer};
 pub use restore::Restored;
 pub use store::{Store, Stored};

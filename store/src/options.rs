@@ -9,6 +9,7 @@ use graph_archive::idmap::IdMappings;
 use graph_archive::limits::Limits;
 use graph_core::lockfile::Busy;
 
+use crate::pending::PendingLoad;
 use crate::records::{Flags, Time};
 use crate::userns::{AutoUserNs, AutoUserNsConfig};
 
@@ -99,6 +100,8 @@ pub struct CreateLayer {
     pub flags: Flags,
     /// Big data to begin with.
     pub big_data: Vec<(String, Vec<u8>)>,
+    /// The load that it is made for.
+    pub load: Option<Arc<PendingLoad>>,
 }
 
 /// What is known beforehand about a blob that a layer is filled from. All optional; whatever is given is checked.

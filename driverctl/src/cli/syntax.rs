@@ -139,6 +139,15 @@ impl<'c> Level<'c> {
     }
 }
 
+/// The flag as clap reads it: its long name if it has one.
+fn dashed(flag: &Arg) -> String {
+    match (flag.get_long(), flag.get_short()) {
+        (Some(long), _) => format!("--{long}"),
+        (None, Some(short)) => format!("-{short}"),
+        (None, None) => String::new(),
+    }
+}
+
 /// Flags that were found; of booleans the last word counts.
 #[derive(Default)]
 struct Flags<'c> {
@@ -154,18 +163,17 @@ impl<'c> Flags<'c> {
 
     /// Words for clap: `--flag=value`.
     fn write(&self, into: &mut Vec<OsString>) {
-        let long = |flag: &Arg| format!("--{}", flag.get_long().unwrap_or_default());
         for (flag, value) in &self.values {
-            let mut word = OsString::from(long(flag));
+            let mut word = OsString::from(dashed(flag));
             word.push("=");
             word.push(value);
             into.push(word);
         }
         for (flag, on) in &self.booleans {
             if !matches!(flag.get_action(), ArgAction::SetTrue) {
-                into.push(format!("{}={on}", long(flag)).into());
+                into.push(format!("{}={on}", dashed(flag)).into());
             } else if *on {
-                into.push(long(flag).into());
+                into.push(dashed(flag).into());
             }
         }
     }
@@ -318,6 +326,21 @@ mod tests {
         ] {
             assert_eq!(words(line), expected, "{line:?}");
         }
+    }
+
+    #[test]
+    fn flags_with_a_short_name_only() {
+        let flag = |name: &'static str| Arg::new(name).short(name.chars().next().unwrap());
+        let verb = Command::new("verb").args([flag("q").action(ArgAction::SetTrue), flag("v")]).arg(Arg::new("object"));
+        let command = Command::new("tool").subcommand(verb);
+        let line = ["verb", "-q", "-v", "-x", "o"].map(OsString::from);
+        let Words::Verb { words, .. } = read(&command, &line) else { panic!("not understood") };
+        assert_eq!(words, ["verb", "-v=-x", "-q", "--", "o"]);
+        let found = command.no_binary_name(true).try_get_matches_from(words).unwrap();
+        let (_, found) = found.subcommand().unwrap();
+        assert!(found.get_flag("q"));
+        assert_eq!(found.get_one::<String>("v").unwrap(), "-x");
+        assert_eq!(found.get_one::<String>("object").unwrap(), "o");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Images between files and the store.
 
+use std::io::IsTerminal;
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use graph_oci::{Loaded, Platform, Reference, SaveCompression, Saved, SourceImage, Transport};
 use graph_store::Store;
@@ -9,6 +12,8 @@ use super::skopeo::{self, Foreign};
 use super::{Outcome, id_and_names};
 use crate::cli::transfer::{Load, Save};
 use crate::{output, progress};
+
+const STDOUT: &str = "/dev/stdout";
 
 pub(crate) fn load(store: &Store, words: &Load) -> Result<Outcome> {
     if !words.name.is_empty() && (words.source.len() > 1 || words.all) {
@@ -83,6 +88,7 @@ pub(crate) fn save(store: &Store, words: &Save) -> Result<Outcome> {
     let images = images.iter().map(|image| store.image(image)).collect::<graph_store::Result<Vec<_>>>()?;
     let images: Vec<_> = images.iter().collect();
     let show = progress::Layers::new("saving");
+    let mut to_stdout = false;
     let saved = match Foreign::parse(target) {
         Some(foreign) => {
             if images.len() > 1 {
@@ -98,7 +104,14 @@ pub(crate) fn save(store: &Store, words: &Save) -> Result<Outcome> {
             saved
         }
         None => {
-            let reference = Reference::parse(target)?;
+            let mut reference = Reference::parse(target)?;
+            if reference.path == Path::new("-") && reference.transport.is_some_and(|t| t != Transport::Oci) {
+                reference.path = STDOUT.into();
+            }
+            to_stdout = reference.path == Path::new(STDOUT);
+            if to_stdout && std::io::stdout().is_terminal() {
+                bail!("an archive is nothing for a terminal: redirect standard output");
+            }
             if reference.transport.is_none() && reference.path.is_file() {
                 bail!(
                     "{} is a file: say oci-archive: or docker-archive: before it",
@@ -110,6 +123,9 @@ pub(crate) fn save(store: &Store, words: &Save) -> Result<Outcome> {
             saved?
         }
     };
+    if to_stdout {
+        return Ok(Outcome::Done);
+    }
     let as_json =
         |saved: &Saved| json!({"digest": saved.manifest.to_string(), "layers": saved.layers, "bytes": saved.bytes});
     match (saved.as_slice(), words.json.json) {

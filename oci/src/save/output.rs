@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use graph_archive::digest::Digest;
@@ -216,6 +216,8 @@ impl Drop for Directory {
 pub(super) struct Archive {
     temporary: Temporary,
     target: PathBuf,
+    /// The target is open already, and gets the tar when it is whole.
+    is_stream: bool,
     /// Where the next member begins.
     offset: u64,
     names: HashSet<String>,
@@ -223,15 +225,20 @@ pub(super) struct Archive {
 
 impl Archive {
     pub(super) fn create(target: &Path) -> Result<Self> {
-        match fs::metadata(target) {
-            Ok(found) if !found.is_file() => {
-                return Err(Error::invalid(target, "is there and no regular file: name a file for the archive"));
-            }
-            _ => {}
+        let found = fs::metadata(target).ok().map(|found| found.file_type());
+        // What is given by such a name is open already, as a rule a pipe; the name itself must stay.
+        let is_pipe = found.is_some_and(|kind| kind.is_fifo() || kind.is_char_device());
+        if found.is_some_and(|kind| !kind.is_file() && !is_pipe) {
+            return Err(Error::invalid(target, "is there and no regular file or pipe: name a file for the archive"));
         }
-        let parent = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let is_stream = is_pipe || found.is_some() && (target.starts_with("/dev") || target.starts_with("/proc"));
+        let parent = match target.parent() {
+            _ if is_stream => Path::new("/var/tmp"),
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
         let temporary = Temporary::create(parent)?;
-        Ok(Self { temporary, target: target.to_path_buf(), offset: 0, names: HashSet::new() })
+        Ok(Self { temporary, target: target.to_path_buf(), is_stream, offset: 0, names: HashSet::new() })
     }
 
     fn add<R>(&mut self, write: impl FnOnce(&mut (dyn Write + Send)) -> Result<(String, R)>) -> Result<R> {
@@ -258,6 +265,13 @@ impl Archive {
         let end = self.offset.saturating_add(2 * BLOCK).div_ceil(20 * BLOCK).saturating_mul(20 * BLOCK);
         self.temporary.file.set_len(self.offset).map_err(Error::io("write", &self.target))?;
         self.temporary.file.set_len(end).map_err(Error::io("write", &self.target))?;
+        if self.is_stream {
+            let mut archive = &self.temporary.file;
+            let mut stream =
+                File::options().append(true).open(&self.target).map_err(Error::io("open", &self.target))?;
+            let copied = archive.seek(SeekFrom::Start(0)).and_then(|_| io::copy(&mut archive, &mut stream));
+            return copied.map(drop).map_err(Error::io("write", &self.target));
+        }
         self.temporary.keep(&self.target)
     }
 }

@@ -273,7 +273,7 @@ impl Store {
             Err(error) => return Err(error.into()),
         };
         let elsewhere = self.layers_recorded_elsewhere()?;
-        let is_known = |id: &LayerId| own.by_id(id.as_str()).is_some() || elsewhere.contains(id.as_str());
+        let is_known = |id: &LayerId| own.by_id(id.as_str()).is_some() || elsewhere.contains_key(id.as_str());
         let unaccounted: Vec<LayerId> = known.into_iter().filter(|id| !is_known(id)).collect();
         for id in unaccounted {
             let bytes = self.driver.read_write_disk_usage(&id).map_or(0, |usage| usage.size);

@@ -166,11 +166,23 @@ impl Store {
         if self.options.transient || self.options.image_store.is_some() {
             return Err(refused("transient stores and split ones (imagestore) cannot be converted".to_owned()));
         }
+        if self.has_transient_containers()? {
+            return Err(refused(
+                "the store has transient containers, which cannot be converted: delete them".to_owned(),
+            ));
+        }
         let root = Dir::make(&self.options.root)?;
         switch::check_free(&root, to)?;
 
         let _storage = wait_for(&self.graph_lock, &self.options)?;
         let mut layers = self.layers.records.write()?;
+        if let Some(name) = self.data_of_unknown_layers(layers.table())?.first() {
+            return Err(refused(format!(
+                "{} belongs to a layer that no record here knows: stores with a separate image store cannot be converted; if \
+                 there never was one, remove it",
+                shown(self.layers.dir.path(), name)
+            )));
+        }
         let mounts = self.mounts.write()?;
         let images = self.images.records.write()?;
         let containers = self.containers.records.write()?;
