@@ -280,7 +280,7 @@ fn blows_at(step: &Step, number: usize, way: Way) -> Vec<Blow> {
     match way {
         Way::Kill => vec![Blow::Kill],
         Way::DiskErrors => error.into_iter().collect(),
-        Way::Sample(nth) if number % nth == 0 => std::iter::once(Blow::Kill).chain(error).collect(),
+        Way::Sample(nth) if number.is_multiple_of(nth) => std::iter::once(Blow::Kill).chain(error).collect(),
         Way::Sample(_) => Vec::new(),
     }
 }
