@@ -216,7 +216,7 @@ fn root_nobody_waits_for_a_stalled_deletion() {
             command.args(store.global()).args([verb.as_str(), victim]);
             let mut slow = command.stdout(Stdio::null()).spawn().unwrap();
             let began = Instant::now();
-            while !store.command(&["exists", victim]).output().unwrap().status.code().is_some_and(|code| code != 0) {
+            while store.command(&["exists", victim]).output().unwrap().status.code().is_none_or(|code| code == 0) {
                 assert!(began.elapsed() < Duration::from_secs(60), "{what} has not begun");
                 std::thread::sleep(Duration::from_millis(20));
             }
