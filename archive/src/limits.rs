@@ -3,7 +3,8 @@
 /// Limits on untrusted archives. [`Limits::default`] suits container layers; [`Limits::NONE`] switches them off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Members of one archive. The biggest images known have some 500,000; ten million exhaust an ordinary ext4.
+    /// Members of one archive, and directories that have to be made for them. The biggest images known have some 500,000
+    /// members; ten million exhaust an ordinary ext4.
     pub entries: u64,
     /// Bytes of a member's or a link's name. Linux takes 4,096 in one call; longer ones are walked.
     pub name_bytes: u64,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use apply_support::{Member, apply_plain, apply_with, dir, file, link, messages, overlay, symlink, tar};
 use graph_archive::apply::{ApplyObserver, ApplyOptions, ContentPlace, WhiteoutForm, XattrNamespace, apply};
+use graph_archive::limits::Limits;
 use graph_archive::split::{DirectoryGetter, GzipPacker, assemble};
 use graph_archive::{Defect, Entry, Error, SparseRun};
 
@@ -171,4 +172,15 @@ fn whiteout_names_are_not_made_through_links_either() {
         let looks = [symlink("l", target), file("l/.wh.f", "")];
         apply_plain(&scratch.path().join("look"), &looks).unwrap();
     }
+}
+
+#[test]
+fn directories_that_nobody_states_count_as_members() {
+    let scratch = tempfile::tempdir().unwrap();
+    let limits = Limits { entries: 500, ..Limits::default() };
+    let options = || ApplyOptions { limits: limits.clone(), ..ApplyOptions::default() };
+    let deep = |root: &str| file(format!("{root}/{}f", "d/".repeat(300)), "");
+    apply_with(scratch.path(), &[deep("a"), deep("a")], options()).unwrap();
+    let error = apply_with(scratch.path(), &[deep("b"), deep("c")], options()).unwrap_err();
+    assert!(matches!(error, Error::Limit { limit: "entries", maximum: 500, found: 501, .. }), "{error:?}");
 }

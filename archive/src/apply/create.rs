@@ -229,6 +229,16 @@ impl Engine<'_> {
         if Whiteout::parse(name) != Ok(None) {
             return Err(self.input(&path, Defect::InvalidWhiteout));
         }
+        self.implied_count = self.implied_count.saturating_add(1);
+        if self.implied_count > self.options.limits.entries {
+            return Err(Error::Limit {
+                limit: "entries",
+                maximum: self.options.limits.entries,
+                found: self.implied_count,
+                entry: path,
+                offset: self.offset,
+            });
+        }
         let attributes = self.implied()?;
         parent.prepare(self.gid)?;
         self.place_directory(parent, name, &path, &attributes, false)

@@ -5,8 +5,10 @@
 //! first change. Since every directory knows its final time while it is open, any of them may be closed and opened again
 //! at any moment, and nothing has to be remembered of those that are closed.
 
+use std::borrow::Borrow;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -134,10 +136,67 @@ impl Dir {
     }
 }
 
+/// A directory that stands for its path.
+#[derive(Debug)]
+struct ByPath(Rc<Dir>);
+
+impl Borrow<[u8]> for ByPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0.path
+    }
+}
+
+impl Hash for ByPath {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.path.hash(state);
+    }
+}
+
+impl PartialEq for ByPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.path == other.0.path
+    }
+}
+
+impl Eq for ByPath {}
+
+/// Hashes length and ends: paths may have 64 KiB, and each of their thousands of directories is looked up. What an archive
+/// can make of it is bounded, for the paths of all open directories together have [`PATH_BYTES`].
+#[derive(Debug, Default)]
+struct Ends(RandomState);
+
+#[derive(Debug)]
+struct EndsHasher(DefaultHasher);
+
+impl BuildHasher for Ends {
+    type Hasher = EndsHasher;
+    fn build_hasher(&self) -> EndsHasher {
+        EndsHasher(self.0.build_hasher())
+    }
+}
+
+impl Hasher for EndsHasher {
+    fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        match (bytes.first_chunk::<32>(), bytes.last_chunk::<96>()) {
+            (Some(first), Some(last)) if bytes.len() > 128 => {
+                self.0.write(first);
+                self.0.write(last);
+            }
+            _ => self.0.write(bytes),
+        }
+    }
+    fn write_usize(&mut self, length: usize) {
+        self.0.write_usize(length);
+    }
+}
+
 /// The open directories, by path.
 #[derive(Debug)]
 pub(super) struct Dirs {
-    open: HashMap<Box<[u8]>, Rc<Dir>>,
+    open: HashSet<ByPath, Ends>,
     /// Bytes of all their paths, or more when some have been closed since they were counted.
     path_bytes: usize,
     clock: u64,
@@ -155,12 +214,12 @@ pub(super) enum Opened {
 
 impl Dirs {
     pub(super) fn new() -> Self {
-        Self { open: HashMap::new(), path_bytes: 0, clock: 0, openat2_missing: false }
+        Self { open: HashSet::default(), path_bytes: 0, clock: 0, openat2_missing: false }
     }
 
     pub(super) fn get(&mut self, path: &[u8]) -> Option<Rc<Dir>> {
         self.clock = self.clock.saturating_add(1);
-        let dir = self.open.get(path)?;
+        let ByPath(dir) = self.open.get(path)?;
         dir.used.set(self.clock);
         Some(Rc::clone(dir))
     }
@@ -178,7 +237,7 @@ impl Dirs {
             at = split(at).0;
         }
         // Looking up every part of a long path takes time that grows with the square of its length.
-        let within = self.open.values().filter(|dir| is_within(at, &dir.path));
+        let within = self.all().filter(|dir| is_within(at, &dir.path));
         let nearest = Rc::clone(within.max_by_key(|dir| dir.path.len())?);
         nearest.used.set(self.clock);
         Some(nearest)
@@ -240,12 +299,18 @@ impl Dirs {
         self.clock = self.clock.saturating_add(1);
         dir.used.set(self.clock);
         let dir = Rc::new(dir);
-        self.open.insert(dir.path.clone(), Rc::clone(&dir));
+        // One that was removed and made anew takes the place of the old one.
+        self.open.remove(&*dir.path);
+        self.open.insert(ByPath(Rc::clone(&dir)));
         Ok(dir)
     }
 
+    fn all(&self) -> impl Iterator<Item = &Rc<Dir>> {
+        self.open.iter().map(|ByPath(dir)| dir)
+    }
+
     fn count_path_bytes(&self) -> usize {
-        self.open.keys().map(|path| path.len()).sum()
+        self.all().map(|dir| dir.path.len()).sum()
     }
 
     /// Makes room when the process is out of descriptors. Whether it did.
@@ -255,20 +320,19 @@ impl Dirs {
 
     fn close_oldest(&mut self, count: usize) -> Result<bool> {
         // Directories that somebody holds are in use.
-        let mut idle: Vec<_> =
-            self.open.values().filter(|dir| Rc::strong_count(dir) == 1).map(|dir| dir.used.get()).collect();
+        let mut idle: Vec<_> = self.all().filter(|dir| Rc::strong_count(dir) == 1).map(|dir| dir.used.get()).collect();
         idle.sort_unstable();
         let Some(newest) = idle.get(count.saturating_sub(1)).or(idle.last()).copied() else { return Ok(false) };
-        for dir in self.open.values().filter(|dir| Rc::strong_count(dir) == 1 && dir.used.get() <= newest) {
+        for dir in self.all().filter(|dir| Rc::strong_count(dir) == 1 && dir.used.get() <= newest) {
             dir.seal()?;
         }
-        self.open.retain(|_, dir| Rc::strong_count(dir) > 1 || dir.used.get() > newest);
+        self.open.retain(|ByPath(dir)| Rc::strong_count(dir) > 1 || dir.used.get() > newest);
         Ok(true)
     }
 
     /// Closes all at or below `path`, finished.
     pub(super) fn retire(&mut self, path: &[u8]) -> Result<()> {
-        for dir in self.open.values().filter(|dir| is_within(&dir.path, path)) {
+        for dir in self.all().filter(|dir| is_within(&dir.path, path)) {
             dir.seal()?;
         }
         self.forget(path);
@@ -277,7 +341,7 @@ impl Dirs {
 
     /// Closes all at or below `path`, which are about to be removed.
     pub(super) fn forget(&mut self, path: &[u8]) {
-        self.open.retain(|_, dir| !is_within(&dir.path, path));
+        self.open.retain(|ByPath(dir)| !is_within(&dir.path, path));
     }
 }
 
@@ -293,7 +357,7 @@ mod tests {
             let fd = fs::openat(fs::CWD, ".", flags, Mode::empty()).unwrap();
             let path = [format!("{number:08}").into_bytes(), vec![b'x'; 60_000]].concat();
             drop(dirs.insert(Dir::new(path, fd, false, false)).unwrap());
-            let kept: usize = dirs.open.keys().map(|path| path.len()).sum();
+            let kept = dirs.count_path_bytes();
             assert!(kept <= PATH_BYTES + 61_000, "{kept} bytes of paths after {number}");
         }
         assert!(dirs.open.len() >= 8);

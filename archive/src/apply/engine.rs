@@ -78,6 +78,8 @@ pub(super) struct Engine<'o> {
     /// Bytes of files of lower layers that were copied.
     pub(super) copied: u64,
     pub(super) implied: Option<Attributes>,
+    /// Directories made that nobody states: one short member can ask for thousands.
+    pub(super) implied_count: u64,
     pub(super) report: ApplyReport,
     uids: HashSet<u32>,
     gids: HashSet<u32>,
@@ -160,6 +162,7 @@ impl<'o> Engine<'o> {
             links: Links::default(),
             copied: 0,
             implied: None,
+            implied_count: 0,
             report: ApplyReport::default(),
             uids: HashSet::new(),
             gids: HashSet::new(),
