@@ -6,6 +6,7 @@
 pub mod apply;
 mod attribute_ids;
 pub mod changes;
+mod clean;
 pub mod compress;
 pub mod copy;
 pub mod digest;

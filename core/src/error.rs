@@ -173,16 +173,6 @@ impl Error {
         }
     }
 
-    /// The same failure as that of layer `id`, for a caller who knows the id that a layer filled aside
-    /// ([`StagedLayer`](crate::driver::StagedLayer)) is going to have. Other errors stay as they are.
-    #[must_use]
-    pub fn of_layer(self, id: &LayerId) -> Self {
-        match self {
-            Self::Archive { source, .. } => Self::Archive { id: id.clone(), source },
-            other => other,
-        }
-    }
-
     /// An I/O error with its operation, path and layer.
     pub fn io(
         operation: &'static str,

@@ -117,29 +117,8 @@ fn is_clean(name: &[u8]) -> bool {
     !inner.is_empty() && inner.split(|b| *b == b'/').all(|part| !matches!(part, b"" | b"." | b".."))
 }
 
-/// Go's `filepath.Clean`: the shortest name that means the same if there are no symbolic links.
 fn clean(name: &[u8]) -> Vec<u8> {
-    let rooted = name.first() == Some(&b'/');
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in name.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => match parts.last() {
-                Some(last) if *last != b".." => {
-                    parts.pop();
-                }
-                _ if rooted => {}
-                _ => parts.push(part),
-            },
-            _ => parts.push(part),
-        }
-    }
-    let joined = parts.join(&b'/');
-    match (rooted, joined.is_empty()) {
-        (true, _) => [b"/", joined.as_slice()].concat(),
-        (false, true) => b".".to_vec(),
-        (false, false) => joined,
-    }
+    crate::clean::clean(name.starts_with(b"/"), name.split(|byte| *byte == b'/'))
 }
 
 #[cfg(test)]

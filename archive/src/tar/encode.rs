@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use super::BLOCK_SIZE;
 use super::block::HeaderWriter;
 use super::pax::Body;
+use crate::clean::clean;
 use crate::entry::{Entry, EntryKind, SparseRun, Timestamp};
 use crate::error::{Defect, Error, Result};
 
@@ -449,29 +450,7 @@ fn split_path(path: &[u8]) -> Option<(&[u8], &[u8])> {
 fn beside(path: &[u8], name: &[u8]) -> Vec<u8> {
     let base = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash.saturating_add(1));
     let (directory, base) = path.split_at_checked(base).unwrap_or((b"", path));
-    let rooted = directory.starts_with(b"/");
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in directory.split(|byte| *byte == b'/').chain([name, base]) {
-        match part {
-            b"" | b"." => {}
-            b".." => match parts.last() {
-                Some(last) if *last != b".." => {
-                    parts.pop();
-                }
-                _ if rooted => {}
-                _ => parts.push(part),
-            },
-            _ => parts.push(part),
-        }
-    }
-    let cleaned = parts.join(&b'/');
-    if rooted {
-        [b"/", cleaned.as_slice()].concat()
-    } else if cleaned.is_empty() {
-        b".".to_vec()
-    } else {
-        cleaned
-    }
+    clean(directory.starts_with(b"/"), directory.split(|byte| *byte == b'/').chain([name, base]))
 }
 
 /// A time as PAX has it: the sign holds for the fraction too, which ends in no zero.

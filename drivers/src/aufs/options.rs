@@ -2,15 +2,7 @@
 
 use graph_core::{Error, Result};
 
-/// Whether a layer's files reach the disk before the layer counts as made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SyncMode {
-    /// Nothing is flushed; a power loss can damage layers made shortly before it.
-    None,
-    /// One `syncfs` per layer. The default.
-    #[default]
-    Filesystem,
-}
+pub use crate::support::options::SyncMode;
 
 /// The parsed options, after the driver's prefix was taken off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,13 +28,7 @@ impl Options {
                     check_words(value.split(',')).map_err(problem)?;
                     value.clone_into(&mut options.mount_options);
                 }
-                "sync" => {
-                    options.sync = match value.as_str() {
-                        "none" | "" => SyncMode::None,
-                        "filesystem" => SyncMode::Filesystem,
-                        _ => return Err(problem(format!("{value:?} is neither \"none\" nor \"filesystem\""))),
-                    };
-                }
+                "sync" => options.sync = SyncMode::parse(value).map_err(problem)?,
                 _ => return Err(problem(format!("option {key} not supported"))),
             }
         }

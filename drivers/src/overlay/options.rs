@@ -7,15 +7,9 @@ use std::path::{Path, PathBuf};
 
 use graph_core::{Error, Result};
 
-/// Whether a layer's files reach the disk before the layer counts as made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SyncMode {
-    /// Nothing is flushed; a power loss can damage layers made shortly before it.
-    None,
-    /// One `syncfs` per layer, and `fsync` of small files made outside of staging. The default here.
-    #[default]
-    Filesystem,
-}
+use crate::support::options::{parse_bool, parse_image_stores};
+
+pub use crate::support::options::SyncMode;
 
 /// The parsed options, after the driver's prefix was taken off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,12 +63,7 @@ impl Options {
                 self.inodes = Some(inodes);
             }
             "imagestore" | "additionalimagestore" => {
-                for store in value.split(',').filter(|store| !store.is_empty()) {
-                    if !Path::new(store).is_absolute() {
-                        return Err(problem(format!("image store {store:?} is not an absolute path")));
-                    }
-                    self.additional_image_stores.push(PathBuf::from(store));
-                }
+                self.additional_image_stores.extend(parse_image_stores(value).map_err(problem)?);
             }
             "additionallayerstore" => {
                 for store in value.split(',').filter(|store| !store.is_empty()) {
@@ -88,13 +77,7 @@ impl Options {
             "skip_mount_home" => self.skip_mount_home = parse_bool(value).map_err(problem)?,
             "ignore_chown_errors" => self.ignore_chown_errors = parse_bool(value).map_err(problem)?,
             "force_mask" => self.force_mask = Some(parse_mask(value).map_err(problem)?),
-            "sync" => {
-                self.sync = match value {
-                    "none" | "" => SyncMode::None,
-                    "filesystem" => SyncMode::Filesystem,
-                    _ => return Err(problem(format!("{value:?} is neither \"none\" nor \"filesystem\""))),
-                };
-            }
+            "sync" => self.sync = SyncMode::parse(value).map_err(problem)?,
             _ => {
                 return Err(Error::Config {
                     place: "overlay".to_owned(),
@@ -128,15 +111,6 @@ impl Options {
     #[must_use]
     pub fn has_mount_word(&self, word: &str) -> bool {
         self.mount_options.split(',').any(|have| have == word)
-    }
-}
-
-/// A boolean as Go's `strconv.ParseBool` takes it.
-fn parse_bool(value: &str) -> Result<bool, String> {
-    match value {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(format!("{value:?} is not a boolean (true or false)")),
     }
 }
 

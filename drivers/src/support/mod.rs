@@ -2,6 +2,9 @@
 
 pub(crate) mod context;
 pub(crate) mod exchange;
+pub(crate) mod options;
+#[cfg(any(feature = "overlay", feature = "vfs"))]
 pub(crate) mod reowned;
+#[cfg(any(feature = "overlay", feature = "vfs"))]
 pub(crate) mod update;
 pub(crate) mod usage;

@@ -1,18 +1,12 @@
 //! The driver's options: every key that containers/storage 1.60 to 1.64 knows, parsed with its rules.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use graph_core::{Error, Result};
 
-/// Whether a layer's files reach the disk before the layer counts as made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SyncMode {
-    /// Nothing is flushed; a power loss can damage layers made shortly before it.
-    None,
-    /// One `syncfs` per layer. The default here; containers/storage's is `none`.
-    #[default]
-    Filesystem,
-}
+use crate::support::options::{parse_bool, parse_image_stores};
+
+pub use crate::support::options::SyncMode;
 
 /// The parsed options, after the driver's prefix was taken off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,34 +41,14 @@ impl Options {
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "imagestore" | "additionalimagestore" => {
-                for store in value.split(',').filter(|store| !store.is_empty()) {
-                    if !Path::new(store).is_absolute() {
-                        return Err(format!("image store {store:?} is not an absolute path"));
-                    }
-                    self.additional_image_stores.push(PathBuf::from(store));
-                }
+                self.additional_image_stores.extend(parse_image_stores(value)?);
             }
             "ignore_chown_errors" => self.ignore_chown_errors = parse_bool(value)?,
-            "sync" => {
-                self.sync = match value {
-                    "none" | "" => SyncMode::None,
-                    "filesystem" => SyncMode::Filesystem,
-                    _ => return Err(format!("{value:?} is neither \"none\" nor \"filesystem\"")),
-                };
-            }
+            "sync" => self.sync = SyncMode::parse(value)?,
             "mountopt" => return Err("vfs driver does not support mount options".to_owned()),
             _ => return Err(format!("vfs driver does not support vfs.{key} options")),
         }
         Ok(())
-    }
-}
-
-/// A boolean as Go's `strconv.ParseBool` takes it.
-fn parse_bool(value: &str) -> Result<bool, String> {
-    match value {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(format!("{value:?} is not a boolean (true or false)")),
     }
 }
 
