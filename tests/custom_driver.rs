@@ -50,6 +50,7 @@ fn storage_conf_chooses_it_and_status_tells_why() {
          {backing}\n\
          Candidate: hardcopy: chosen\n\
          Candidate: overlay: not tried: another was chosen first\n\
+         Candidate: aufs: not tried: another was chosen first\n\
          Candidate: vfs: not tried: another was chosen first\n\
          Layers: 0\n\
          Note: mine\n"

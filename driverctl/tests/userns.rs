@@ -77,7 +77,7 @@ fn stays(engines: &Engines<'_>, name: &str, options: &[String], image: &str) -> 
         ["run", "-d", "--network=none", "--cgroups=disabled", "--name", name].map(str::to_owned).to_vec();
     words.extend_from_slice(options);
     let script = "stat -c %u:%g /bin/suid >/seen; echo written >/written; busybox chown 7:8 /written; \
-                  echo 1 >/ready; sleep 1000";
+                  echo 1 >/ready; sleep 120";
     words.extend([image, "sh", "-c", script].map(str::to_owned));
     engines.podman(&words);
     let path = PathBuf::from(engines.ours(&["mount", name]));

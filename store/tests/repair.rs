@@ -150,8 +150,9 @@ fn garbage_is_collected_in_the_end() {
         let store = place.open();
         import(&store, "layer", None, &tar_of(BLOB));
         for n in 0..2 {
-            std::fs::create_dir_all(files(place, &format!("unknown{n}"))).unwrap();
-            let name = format!("root/{}-layers/{}.tar-split.gz", place.driver, format!("{n}").repeat(64));
+            let unknown = format!("{n}").repeat(64);
+            std::fs::create_dir_all(files(place, &unknown)).unwrap();
+            let name = format!("root/{}-layers/{unknown}.tar-split.gz", place.driver);
             std::fs::write(place.dir.path().join(name), "garbage").unwrap();
         }
     };
