@@ -13,6 +13,7 @@ use super::driver::Aufs;
 use super::flush::flush;
 use super::reown::is_reowned;
 use crate::support::context::{ArchiveContext, Context};
+use crate::support::counted::Counted;
 
 /// The two states of a request.
 enum Sides {
@@ -101,22 +102,4 @@ fn branch(request: &DiffRequest<'_>, upper: &OwnedFd, lowers: &[OwnedFd]) -> gra
 fn trees(request: &DiffRequest<'_>, new: &OwnedFd, old: Option<&OwnedFd>) -> graph_archive::Result<ChangeSet> {
     let old = old.map(|old| Tree { root: old.as_fd(), mappings: request.parent_mappings });
     compare(old, Tree { root: new.as_fd(), mappings: request.mappings })
-}
-
-/// Counts what is written.
-struct Counted<'w> {
-    out: &'w mut dyn Write,
-    bytes: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.bytes = self.bytes.saturating_add(written as u64);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
 }

@@ -15,6 +15,7 @@ use graph_core::{LayerId, Result};
 use super::driver::Overlay;
 use super::layout::{DIFF, Layer};
 use crate::support::context::ArchiveContext;
+use crate::support::counted::Counted;
 
 /// A layer's own directory and what is below it.
 pub(super) struct Parts {
@@ -92,24 +93,6 @@ impl Overlay {
             Sides::Naive { new, old } => self.compare_trees(request, &new, old.as_ref()),
         }
         .of_layer(request.id)
-    }
-}
-
-/// Counts what is written.
-struct Counted<'w> {
-    out: &'w mut dyn Write,
-    bytes: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.bytes = self.bytes.saturating_add(written as u64);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
     }
 }
 
